@@ -1,0 +1,81 @@
+"""Where things lie on one machine: the paths that node and mountpod share.
+
+    <mount root>/<mount name>            the client's own mount point          (node makes and removes it)
+    <run>/clients/<mount name>/          what belongs to that client, 0700     (node makes and removes it)
+        comm.sock                        hand-over socket, JFS_SUPER_COMM      (node listens)
+        alive                            locked by the client while it lives   (mountpod creates, the client holds)
+        client.json                      what the client was started with      (mountpod)
+        credentials.json                 its credentials, 0600                 (mountpod)
+        client.log                       what the client printed               (mountpod)
+        fuse_fd_comm                     symlink to the client's own socket    (mountpod)
+    <run>/targets/<digest>               which client a target was bound to    (node)
+    <run>/credentials/<digest>.json      credentials of a publish, 0600        (node writes, mountpod takes)
+
+<run> is on a tmpfs: it is gone after a reboot, as the mounts are.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """The paths of one client, by its mount name."""
+
+    name: str
+    mount_point: Path
+    directory: Path
+
+    @property
+    def comm_socket(self) -> Path:
+        return self.directory / "comm.sock"
+
+    @property
+    def alive(self) -> Path:
+        return self.directory / "alive"
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "client.json"
+
+    @property
+    def credentials(self) -> Path:
+        return self.directory / "credentials.json"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "client.log"
+
+    @property
+    def own_socket(self) -> Path:
+        return self.directory / "fuse_fd_comm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Both roots; `mount_root` must be a directory that propagates mounts, `run` a tmpfs."""
+
+    mount_root: Path = Path("/var/lib/juicefs/volume")
+    run: Path = Path("/run/juicefs-csi")
+
+    @property
+    def clients(self) -> Path:
+        return self.run / "clients"
+
+    @property
+    def targets(self) -> Path:
+        return self.run / "targets"
+
+    def client(self, name: str) -> Client:
+        """The paths of the client with this mount name (`shared.settings.mount_name`)."""
+        return Client(name=name, mount_point=self.mount_root / name, directory=self.clients / name)
+
+    def credentials(self, digest: str) -> Path:
+        """Where a publish leaves the credentials with this digest for mountpod."""
+        return self.run / "credentials" / f"{digest}.json"
+
+    def names(self) -> list[str]:
+        """The mount names that have a client directory, sorted."""
+        if not self.clients.is_dir():
+            return []
+        return sorted(entry.name for entry in self.clients.iterdir() if entry.is_dir())
