@@ -1,0 +1,82 @@
+"""Closes the mounts that nobody uses: when the node says that one became idle, and by a look every half minute.
+
+The node decides, and for it the kernel: whatever is believed here, a mount in use is not unmounted.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from services.mountpod.node import NodeService, is_used
+from services.mountpod.runtime import Runtime
+from shared.api.juicefs.v1 import Event
+from shared.errors import DriverError
+
+_PERIOD: Final = 30.0
+_GRACE: Final = 30.0
+"""Seconds that an unused mount is left to the publish that may be about to bind it."""
+
+_log = structlog.get_logger()
+
+
+class Reconcile:
+    """Waits for each idle mount as long as its volume asks (`juicefs/mount-delete-delay`), then closes it."""
+
+    def __init__(self, *, runtime: Runtime, node: NodeService) -> None:
+        self._runtime = runtime
+        self._node = node
+        self._tasks: asyncio.TaskGroup | None = None
+        self._idle: dict[str, asyncio.Task[None]] = {}
+
+    def hear(self, event: Event) -> None:
+        """What the node says of targets that come and go."""
+        if event.target_bound is not None:
+            self._keep(event.mount)
+        elif event.mount_idle is not None:
+            self._keep(event.mount)
+            self._close_after(event.mount, seconds=0.0)
+
+    async def run(self) -> None:
+        """Look every half minute at what no event told, until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            while True:
+                await self.look()
+                await asyncio.sleep(_PERIOD)
+
+    async def look(self) -> None:
+        """The same decisions as by events, from the node's report."""
+        try:
+            self._runtime.tidy()
+        except OSError as error:
+            _log.warning("not tidied", cause=error.strerror, file=error.filename)
+        try:
+            mounts = await self._node.report()
+        except DriverError as error:
+            _log.debug("look put off", cause=str(error))
+            return
+        for name in {*mounts, *self._runtime.clients()}:
+            if is_used(mounts.get(name)):
+                self._keep(name)
+            elif name not in self._idle:
+                self._close_after(name, seconds=_GRACE)
+
+    def _keep(self, name: str) -> None:
+        if (closing := self._idle.pop(name, None)) is not None:
+            closing.cancel()
+
+    def _close_after(self, name: str, *, seconds: float) -> None:
+        if self._tasks is None:
+            return
+        settings = self._runtime.clients().get(name)
+        delay = max(seconds, settings.delete_delay if settings else 0.0)
+        self._idle[name] = self._tasks.create_task(self._close(name, delay), name=f"close {name}")
+
+    async def _close(self, name: str, delay: float) -> None:
+        await asyncio.sleep(delay)
+        del self._idle[name]  # from here on nothing cancels it
+        try:
+            if await self._node.close(name):
+                await self._runtime.end(name)
+        except DriverError as error:
+            _log.warning("mount not closed yet", mount=name, error=str(error))

@@ -1,0 +1,39 @@
+"""The port between what mountpod decides and what runs the JuiceFS clients: processes of this machine, or pods.
+
+Ensure and close are level-triggered on both sides of it: every call may come again, late, or after a restart.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from shared.settings import ClientSettings
+
+
+class Runtime(Protocol):
+    """Keeps one client per mount name: starts it, watches it, replaces it when it dies, and ends it."""
+
+    async def ensure(self, settings: ClientSettings) -> None:
+        """A client with these settings runs or is being started when this returns; it does not wait for its mount.
+
+        Raises:
+            CommandFailed: its last start failed, and the next is not due yet.
+            NotReady: something is missing that may come, such as its credentials.
+            InvalidRequest: the credentials make no file system.
+            DriverError: another client has the same name.
+        """
+
+    async def restart(self, name: str) -> None:
+        """Replace the client by a new process in an orderly way: no call of a workload fails.
+
+        Raises:
+            NotFound: no such client. Busy: it is starting. NotReady: the new process did not come in time.
+        """
+
+    async def end(self, name: str) -> None:
+        """The client's mount is gone on purpose: see to it that the client ends too, and leaves nothing."""
+
+    def clients(self) -> Mapping[str, ClientSettings]:
+        """What runs, is being started or is being ended, by mount name."""
+
+    def tidy(self) -> None:
+        """Bound what grows with time. Called every now and then."""

@@ -1,0 +1,39 @@
+"""What mountpod answers and hears on the bus. Parses, calls the runtime, translates; nothing is decided here."""
+
+from services.mountpod.reconcile import Reconcile
+from services.mountpod.runtime import Runtime
+from shared import settings
+from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, RestartReply, RestartRequest
+from shared.bus import Bus
+
+
+class MountpodService:
+    """Serves one node."""
+
+    def __init__(self, *, runtime: Runtime, reconcile: Reconcile, bus: Bus, node: str) -> None:
+        self._runtime = runtime
+        self._reconcile = reconcile
+        self._bus = bus
+        self._node = node
+
+    def start(self) -> None:
+        """Subscribe; the bus does the rest, on this connection and every later one."""
+        subject = f"juicefs.rpc.mountpod.{self._node}"
+        self._bus.serve(f"{subject}.Ensure", EnsureRequest, self.ensure, queue="mountpod")
+        self._bus.serve(f"{subject}.Restart", RestartRequest, self.restart, queue="mountpod")
+        self._bus.on_event(f"juicefs.event.node.{self._node}.>", self._reconcile.hear)
+
+    async def ensure(self, request: EnsureRequest) -> EnsureReply:
+        """Answers as soon as the client runs or is being started; its mount tells the rest."""
+        wanted = settings.parse(
+            volume_id=request.volume_id,
+            context=request.volume_context,
+            mount_options=request.mount_options,
+            credentials=request.credentials,
+        )
+        await self._runtime.ensure(wanted)
+        return EnsureReply(mount=wanted.mount_name, settings_digest=wanted.digest)
+
+    async def restart(self, request: RestartRequest) -> RestartReply:
+        await self._runtime.restart(request.mount)
+        return RestartReply()

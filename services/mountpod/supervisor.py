@@ -1,0 +1,165 @@
+"""A client's processes, as the kernel shows them: a supervisor, and its child that serves the FUSE connection.
+
+Both hold the client's `alive` file (`shared.alive`) open as the same descriptor, from their start to their end. So the
+file tells which processes are a client's, across restarts of ours: no number of a process is kept that might be
+another's by now, and there is no moment at which a client runs and isn't known.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+from shared.alive import is_alive
+
+UNKNOWN_CODE: Final = -1
+"""The exit code of a supervisor that was started before a restart of ours: only its parent is told."""
+_ALIVE_DESCRIPTOR: Final = 3
+_FUSE_DEVICE: Final = Path("/dev/fuse")
+_KILL_PATIENCE: Final = 5.0
+_STEP: Final = 0.02
+
+
+class Supervisor:
+    """One supervisor, watched by pidfd; `gone` is set, and `on_exit` called, when it has ended.
+
+    A client outlives us: nothing here ends it unless told so.
+    """
+
+    def __init__(self, pid: int, on_exit: Callable[[], None]) -> None:
+        self.pid = pid
+        self.exit_code = UNKNOWN_CODE
+        self.gone = asyncio.Event()
+        self._on_exit = on_exit
+        self._pidfd = os.pidfd_open(pid)
+        self._is_watched = True
+        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        log: Path,
+        alive: int,
+        on_exit: Callable[[], None],
+    ) -> Self:
+        """Start a client in a session of its own; it inherits `alive`, a locked descriptor, and prints to `log`.
+
+        posix_spawn(3) costs a fifth of the loop's own subprocesses (performance.md), which also end with us.
+        """
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        pid = os.posix_spawn(
+            argv[0],
+            list(argv),
+            dict(environment),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, alive, _ALIVE_DESCRIPTOR),
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+        )
+        return cls(pid, on_exit)
+
+    @classmethod
+    def find(cls, alive: Path, on_exit: Callable[[], None]) -> Self | None:
+        """The supervisor that holds this file: the leader of its session."""
+        for pid in _holders(alive):
+            with suppress(ProcessLookupError):
+                if os.getsid(pid) == pid:
+                    return cls(pid, on_exit)
+        return None
+
+    def serving(self) -> int | None:
+        """The child that holds the FUSE device; None while there is none, as before a mount."""
+        return next((child for child in self._children() if _holds(child, _FUSE_DEVICE)), None)
+
+    def _children(self) -> Iterator[int]:
+        """Of every thread: a child belongs to the thread that started it (proc(5))."""
+        for task in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                yield from map(int, task.read_text().split())
+
+    async def end(self, *, patience: float, grace: float) -> None:
+        """Wait `patience` seconds for it to end by itself, then send SIGTERM, and SIGKILL `grace` seconds later."""
+        for seconds, number in ((patience, signal.SIGTERM), (grace, signal.SIGKILL)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.gone.wait()
+            if self._is_watched:
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def release(self) -> None:
+        """Stop watching; the client goes on."""
+        if self._is_watched:
+            self._is_watched = False
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+
+    def finish(self) -> None:
+        """Take the exit codes of the whole group: orphans come to us when we are a container's first process."""
+        self.release()
+        with suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG)) is not None:
+                if ended.si_pid == self.pid:
+                    self.exit_code = ended.si_status + (0 if ended.si_code == os.CLD_EXITED else 128)
+
+    def _exited(self) -> None:
+        self.finish()
+        self.gone.set()
+        self._on_exit()
+
+
+def is_supervisor(pid: int) -> bool:
+    """True if a client has this number now."""
+    with suppress(OSError):
+        return _alive_file(pid).readlink().name == "alive"
+    return False
+
+
+async def end_all(alive: Path, *, grace: float) -> bool:
+    """End every process of a client: SIGTERM and `grace` seconds, then SIGKILL. False if one is still there."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_PATIENCE)):
+        told: set[int] = set()
+        deadline = time.monotonic() + patience
+        while is_alive(alive) and time.monotonic() < deadline:
+            for pid in set(_holders(alive)) - told:
+                told.add(pid)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            await asyncio.sleep(_STEP)
+    return not is_alive(alive)
+
+
+def _holders(alive: Path) -> list[int]:
+    """Every process that has this file open where `spawn` put it. Asks no file anything, so nothing here can hang."""
+    path = Path(os.path.realpath(alive))
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if _alive_file(int(entry.name)).readlink() == path:
+                    found.append(int(entry.name))
+    return found
+
+
+def _holds(pid: int, path: Path) -> bool:
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                if descriptor.readlink() == path:
+                    return True
+    return False
+
+
+def _alive_file(pid: int) -> Path:
+    return Path(f"/proc/{pid}/fd/{_ALIVE_DESCRIPTOR}")
