@@ -1,0 +1,157 @@
+"""Finds the client that serves a publication: the one that runs here, or a new one asked of mountpod."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from services.node.mounts import Mounts
+from services.node.probe import DeadMount, Probes
+from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, Event, MountFailed
+from shared.bus import Bus
+from shared.domain import digest
+from shared.errors import CommandFailed, NotReady
+from shared.filesystem import credentials_digest
+from shared.layout import Layout
+from shared.mounttable import MountEntry, MountTable
+from shared.settings import shared_context, unique_id
+
+ASK_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a publication needs a client for. Equal inputs get the same client."""
+
+    volume_id: str
+    context: Mapping[str, str]
+    mount_options: tuple[str, ...]
+    secrets: Mapping[str, str]
+
+    @property
+    def inputs(self) -> str:
+        """Digest of everything that mountpod decides by."""
+        return digest([self.volume_id, shared_context(self.context), self.mount_options, self.credentials])
+
+    @property
+    def credentials(self) -> str:
+        """Digest of the secrets."""
+        return credentials_digest(self.secrets)
+
+
+class Clients:
+    """Remembers which client answered which inputs; asks mountpod for the others, and waits for their mounts."""
+
+    def __init__(
+        self, *, layout: Layout, table: MountTable, mounts: Mounts, probes: Probes, bus: Bus, node: str
+    ) -> None:
+        self._layout = layout
+        self._table = table
+        self._mounts = mounts
+        self._probes = probes
+        self._bus = bus
+        self._subject = f"juicefs.rpc.mountpod.{node}.Ensure"
+        self._known: dict[str, str] = {}
+        self._failed: dict[str, tuple[float, MountFailed]] = {}
+
+    def hear(self, event: Event) -> None:
+        """Events of mountpod: a client that failed wakes who waits for it, a superseded one is asked for again."""
+        if event.mount_failed is not None:
+            self._failed[event.mount] = (time.monotonic(), event.mount_failed)
+            self._table.nudge()
+        elif event.mount_superseded is not None:
+            self._known = {inputs: name for inputs, name in self._known.items() if name != event.mount}
+
+    @asynccontextmanager
+    async def find(self, wanted: Wanted, *, timeout: float) -> AsyncIterator[MountEntry]:
+        """The live mount for `wanted`; it is not closed while the caller is inside.
+
+        Raises:
+            CommandFailed: the client could not be started, with its class and last words.
+            NotReady: mountpod is away, or the client needs longer than `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                name, asked_at = await self._name(wanted)
+                with self._mounts.expect(name):
+                    entry = await self._appears(name, since=asked_at)
+                    self._known[wanted.inputs] = name
+                    yield entry
+        except TimeoutError:
+            raise NotReady(f"the client of volume {wanted.volume_id} is not ready after {timeout:.0f} s") from None
+
+    async def _name(self, wanted: Wanted) -> tuple[str, float]:
+        """The client's name, and since when a failure of it would be news."""
+        name = self._known.get(wanted.inputs, "")
+        if name and (entry := self._mounts.mounted(name)) is not None and await self._answers(entry):
+            return name, time.monotonic()
+        asked_at = time.monotonic()
+        if not self._bus.is_connected:
+            return await self._only_client(wanted), asked_at
+        self._leave_credentials(wanted)
+        reply = await self._bus.request(
+            self._subject,
+            EnsureRequest(
+                volume_id=wanted.volume_id,
+                volume_context=shared_context(wanted.context),
+                mount_options=list(wanted.mount_options),
+                credentials=wanted.credentials,
+            ),
+            EnsureReply,
+            timeout=ASK_TIMEOUT,
+        )
+        return reply.mount, asked_at
+
+    async def _only_client(self, wanted: Wanted) -> str:
+        """Without the bus a client can't be asked for; the volume's only live one is the right one."""
+        names = [name for name in self._mounts.names(unique_id(wanted.volume_id)) if self._mounts.mounted(name)]
+        if len(names) != 1:
+            raise NotReady(
+                f"no client runs here for volume {wanted.volume_id} and NATS is away, so none can be started: "
+                "check nats-server and the node service's connection to it"
+            )
+        return names[0]
+
+    def _leave_credentials(self, wanted: Wanted) -> None:
+        """Put the secrets where mountpod takes them: a 0600 file on a tmpfs, seen whole or not at all."""
+        path = self._layout.credentials(wanted.credentials)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{id(wanted):x}")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(orjson.dumps(dict(wanted.secrets)))
+        draft.replace(path)
+
+    async def _appears(self, name: str, *, since: float) -> MountEntry:
+        """Wait for the client's mount: the kernel says when it is there, mountpod if it never will be."""
+        async with self._table.changes() as changed:
+            while True:
+                changed.clear()
+                entry = self._mounts.mounted(name)
+                if entry is not None and await self._answers(entry):
+                    return entry
+                self._raise_failure(name, since=since)
+                await changed.wait()
+
+    def _raise_failure(self, name: str, *, since: float) -> None:
+        failed_at, failure = self._failed.get(name, (0.0, MountFailed()))
+        if failed_at > since:
+            raise CommandFailed(
+                f"the client could not start: {failure.reason}: {failure.message}", reason=failure.reason
+            )
+
+    async def _answers(self, entry: MountEntry) -> bool:
+        """False for a mount whose connection has ended.
+
+        Raises:
+            NotReady: the client hangs.
+        """
+        try:
+            await self._probes.ask(entry)
+        except DeadMount:
+            return False
+        return True

@@ -1,0 +1,73 @@
+"""Healing: targets of a dead client are bound to the living one; a client that never comes back is given up.
+
+Most deaths need none of this: the next client takes the descriptor from the keeper and carries on the connection.
+Rebinding is for the rest: client and node service killed together, a client that can't hand over.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from services.node.mounts import Mounts
+from services.node.targets import Targets
+from shared.errors import DriverError
+from shared.mounttable import MountTable
+
+log = structlog.get_logger()
+
+PERIOD: Final = 5.0
+"""Seconds between rounds when nothing changes: every event has a slow twin."""
+
+
+class Healer:
+    """Looks at every mount after each change of the mount table, and every `PERIOD` seconds.
+
+    `grace` is how many seconds a dead client's calls wait for the next client before they fail.
+    """
+
+    def __init__(self, *, table: MountTable, mounts: Mounts, targets: Targets, grace: float) -> None:
+        self._table = table
+        self._mounts = mounts
+        self._targets = targets
+        self._grace = grace
+        self._orphaned_since: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Heal until cancelled."""
+        async with self._table.changes() as changed:
+            while True:
+                changed.clear()
+                for name in self._mounts.names():
+                    await self._look(name)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), PERIOD)
+
+    async def _look(self, name: str) -> None:
+        """One client; what goes wrong with it does not keep the others from being healed."""
+        try:
+            await self._rebind(name)
+            self._give_up(name)
+        except (OSError, DriverError) as error:
+            log.warning("could not heal; the next round tries again", mount=name, error=str(error))
+
+    async def _rebind(self, name: str) -> None:
+        """Exactly one mount remains at each target, however often this happens."""
+        living = self._mounts.mounted(name)
+        if living is None:
+            return
+        for bind in self._mounts.binds(name):
+            if bind.device != living.device:
+                await self._targets.rebind(bind, living, mount=name)
+
+    def _give_up(self, name: str) -> None:
+        """After the grace an error is better than a hang."""
+        if not self._mounts.is_orphaned(name):
+            self._orphaned_since.pop(name, None)
+            return
+        orphaned_for = time.monotonic() - self._orphaned_since.setdefault(name, time.monotonic())
+        if orphaned_for >= self._grace:
+            log.warning("no client came back: its connection is aborted", mount=name, seconds=round(orphaned_for))
+            self._mounts.give_up(name, after=orphaned_for)

@@ -1,0 +1,182 @@
+"""The clients' mounts on this machine: prepared before a client starts, seen in the mount table, closed when unused."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, Protocol
+
+import betterproto2
+
+from services.node.bindings import Bindings
+from services.node.keeper import Keeper
+from services.node.probe import DeadMount, Probes
+from shared import alive, mounter
+from shared.api.juicefs.v1 import ClientGivenUp, Event, MountReport
+from shared.errors import InvalidRequest, NotReady
+from shared.layout import Client, Layout
+from shared.mounttable import MountEntry, MountTable
+from shared.settings import is_mount_name
+from shared.threads import in_thread
+
+_UNMOUNT_TIMEOUT: Final = 10.0
+
+
+class Say(Protocol):
+    """How an event is said; `shared.bus.Bus.say` is the one in production."""
+
+    def __call__(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None: ...
+
+
+class Mounts:
+    """What the node knows of each client's mount. The truth is the mount table; here is only who expects what."""
+
+    def __init__(self, *, layout: Layout, table: MountTable, bindings: Bindings, probes: Probes, say: Say) -> None:
+        self._layout = layout
+        self._table = table
+        self._bindings = bindings
+        self._probes = probes
+        self._tasks: asyncio.TaskGroup | None = None
+        self.restored = asyncio.Event()
+        self.say = say
+        self._keepers: dict[str, Keeper] = {}
+        self._expected: Counter[str] = Counter()
+        self._closing: set[str] = set()
+
+    async def run(self) -> None:
+        """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
+        async with asyncio.TaskGroup() as self._tasks:
+            for name in self.names():
+                if self._table.top(str(self._client(name).mount_point)) is not None:
+                    await self._keep(name, self._tasks)
+            self.restored.set()
+            await asyncio.get_running_loop().create_future()
+
+    async def prepare(self, name: str) -> None:
+        """Everything a client needs before it starts; a mount whose connection has ended makes way.
+
+        Raises:
+            InvalidRequest: not a mount name. NotReady: the mount is being closed.
+        """
+        client = self._client(name)
+        if name in self._closing or self._tasks is None:
+            raise NotReady(f"{name} is being closed, or the node service has just started: ask again")
+        client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._keep(name, self._tasks)
+        await self._clear(client)
+        if self._table.top(str(client.mount_point)) is None:
+            mounter.make_mount_point(client.mount_point)
+
+    async def _keep(self, name: str, tasks: asyncio.TaskGroup) -> None:
+        if name not in self._keepers:
+            keeper = Keeper(self._client(name), tasks=tasks, say=lambda what: self.say(what, mount=name))
+            self._keepers[name] = keeper
+            await keeper.open()
+
+    async def _clear(self, client: Client) -> None:
+        """Take dead mounts off the client's mount point; their targets are healed when the next is there."""
+        while (entry := self._table.top(str(client.mount_point))) is not None:
+            if self._keepers[client.name].holds:
+                return
+            try:
+                await self._probes.ask(entry)
+            except DeadMount:
+                mounter.unmount(entry.mount_point)
+            except NotReady:
+                return
+            else:
+                return
+
+    def names(self, volume: str = "") -> list[str]:
+        """Mount names that exist here; of one volume if its unique id is given."""
+        return [name for name in self._layout.names() if is_mount_name(name, unique=volume)]
+
+    def mounted(self, name: str) -> MountEntry | None:
+        """The client's mount as the mount table shows it, alive or not; None while it is being closed."""
+        entry = self._table.top(str(self._client(name).mount_point))
+        return entry if entry is not None and entry.is_juicefs and name not in self._closing else None
+
+    def device(self, name: str) -> str:
+        """The device of the client's mount, "major:minor"; empty if it is not mounted."""
+        entry = self.mounted(name)
+        return entry.device if entry else ""
+
+    def is_orphaned(self, name: str) -> bool:
+        """True if the client is dead and we keep its connection open for the next one."""
+        keeper = self._keepers.get(name)
+        return keeper is not None and keeper.holds and not alive.is_alive(self._client(name).alive)
+
+    def give_up(self, name: str, *, after: float) -> None:
+        """End an orphan's connection: calls into it fail from now on, instead of hanging; `after` is in seconds."""
+        self._keepers[name].forget()
+        if (entry := self.mounted(name)) is not None:
+            self._probes.abort(entry)
+        self.say(ClientGivenUp(after_ms=int(after * 1000)), mount=name)
+
+    def binds(self, name: str) -> list[MountEntry]:
+        """Every bind of this client's mounts, alive or dead, also those that kubelet made of ours: its references."""
+        point = str(self._client(name).mount_point)
+        ours = self._bindings.targets(name) | {point}
+        table = [entry for entry in self._table.read() if entry.is_juicefs]
+        devices = {entry.device for entry in table if entry.mount_point in ours}
+        return [entry for entry in table if entry.device in devices and entry.mount_point != point]
+
+    @contextmanager
+    def expect(self, name: str) -> Iterator[None]:
+        """While inside, a publish is about to bind this mount: it is not closed."""
+        self._expected[name] += 1
+        try:
+            yield
+        finally:
+            self._expected[name] -= 1
+            if not self._expected[name]:
+                del self._expected[name]
+
+    async def close(self, name: str) -> bool:
+        """Unmount the client's mount unless somebody uses it; True if somebody does. The client ends by itself."""
+        client = self._client(name)
+        if self._expected[name] or name in self._closing or self.binds(name):
+            return True
+        self._closing.add(name)
+        try:
+            while self._table.top(str(client.mount_point)) is not None:
+                unmounting = in_thread(lambda: mounter.unmount_unused(client.mount_point), name=f"unmount {name}")
+                if not await asyncio.wait_for(unmounting, _UNMOUNT_TIMEOUT):
+                    return True
+            if keeper := self._keepers.pop(name, None):
+                await keeper.close()
+            mounter.remove_mount_point(client.mount_point)
+        finally:
+            self._closing.discard(name)
+        return False
+
+    def report(self) -> list[MountReport]:
+        """What is mounted here; empty directories that nothing needs any more are removed on the way."""
+        return [self._report(name) for name in self.names() if not self._sweep(name)]
+
+    def hear(self, event: Event) -> None:
+        """Events of mountpod: a client that has ended leaves an empty directory."""
+        if event.mount_closed is not None and is_mount_name(event.mount):
+            self._sweep(event.mount)
+
+    def _report(self, name: str) -> MountReport:
+        return MountReport(
+            mount=name,
+            device=self.device(name),
+            targets=[bind.mount_point for bind in self.binds(name)],
+            expected=bool(self._expected[name]),
+        )
+
+    def _sweep(self, name: str) -> bool:
+        """Remove what is left of a closed client; rmdir refuses a directory that still holds something."""
+        client = self._client(name)
+        if name in self._keepers or self._expected[name]:
+            return False
+        with suppress(OSError):
+            client.directory.rmdir()
+        return not client.directory.exists()
+
+    def _client(self, name: str) -> Client:
+        if not is_mount_name(name):
+            raise InvalidRequest("not the name of a mount")
+        return self._layout.client(name)
