@@ -99,6 +99,8 @@ _PREFIX = re.compile(
 )
 _SUFFIX = re.compile(r" \[\w+@[\w./-]+:\d+\]$")
 _URL_PASSWORD = re.compile(r"(://[^\s:@/]*:)[^\s]*@")
+# The hand-over socket is our own affair: a client that finds nobody there goes on without.
+_OURS = re.compile(r"^(?:dial|send fd to) \S*/comm\.sock")
 _LINE_CHARACTERS: Final = 500
 
 
@@ -143,6 +145,6 @@ def _lines(output: str) -> list[tuple[str, str]]:
         text = raw.strip()
         prefix = _PREFIX.match(text)
         words = _SUFFIX.sub("", text[prefix.end() :] if prefix else text).strip()
-        if words:
+        if words and not _OURS.match(words):
             found.append((prefix["level"] or "" if prefix else "", words[:_LINE_CHARACTERS]))
     return found

@@ -17,7 +17,7 @@ from shared.domain import Secret, digest, require_text
 from shared.errors import InvalidRequest
 
 _VALUE_BYTES: Final = 4096
-_ENVS_BYTES: Final = 65536
+_ENVS_BYTES: Final = 16384
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _FORMAT_KEYS: Final = ("block-size", "compress", "trash-days", "capacity", "inodes", "shards")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
@@ -29,7 +29,11 @@ _UNSUPPORTED: Final = ("encrypt_rsa_key", "configs")
 
 # The engines that take META_PASSWORD when the address has a user and no password.
 _PASSWORD_FROM_ENVIRONMENT: Final = frozenset({"redis", "rediss", "unix", "mysql", "postgres"})
+# Engines of files, and the one that takes a password from nowhere else: its URL stands in an argv as it is.
+_AS_IT_IS: Final = frozenset({"sqlite3", "badger", "etcd"})
+_PASSWORD_IN_URL = re.compile(r"://[^/]*:[^/]*@")
 _ENCODED = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*")
+_PASSWORD_IN_QUERY = re.compile(r"[?&](?:ssl)?password=")
 _ENV_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _RESERVED_ENVS = re.compile(
     r"LD_.*|PATH|JFS_SUPER_COMM|JFS_FOREGROUND|JFS_INSIDE_CONTAINER|JFS_SUPERVISOR|WEBDAV_(USER|PASSWORD)"
@@ -69,6 +73,8 @@ class Filesystem:
         Raises:
             InvalidRequest: names the key that is missing or can't be used, and never shows a value.
         """
+        if not all(isinstance(text, str) for pair in secrets.items() for text in pair):
+            raise InvalidRequest("secrets must map text to text")  # the wire's decoder is lenient
         if not secrets.get("metaurl") and secrets.get("token"):
             raise InvalidRequest("secret key token: file systems of the enterprise edition are not supported yet")
         for key in _UNSUPPORTED:
@@ -84,6 +90,8 @@ class Filesystem:
         if storage == "file" and bucket and not bucket.startswith("/"):
             raise InvalidRequest("secret key bucket: with storage 'file' it must be an absolute path")
         options = _format_options(secrets)
+        if any(_PASSWORD_IN_URL.search(text) for text in (bucket, *(value for _, value in options))):
+            raise InvalidRequest("secret key bucket: no password in the URL; use access-key and secret-key")
         keys = {key: _optional(secrets, key) for key in _BY_ENVIRONMENT[:2]}
         keys |= {key: value for key, value in options if key in _BY_ENVIRONMENT}
         return cls(
@@ -122,7 +130,7 @@ class Filesystem:
         # Short values of the environment are switches such as "1": masking those would only garble messages.
         keys += [value for _, value in self.envs if len(value.reveal()) > _SWITCH]
         texts = {key.reveal() for key in keys if key}
-        texts |= {quote(text, safe="") for text in texts}
+        texts |= {quote(text, safe="", errors="surrogateescape") for text in texts}
         return tuple(Secret(text) for text in sorted(texts, key=lambda text: (-len(text), text)))
 
 
@@ -141,7 +149,11 @@ def _without_password(metaurl: str) -> tuple[str, str]:
     """The URL without its password, and the password as it is meant; unchanged where only the URL can bring it."""
     scheme, _, rest = metaurl.partition("://")
     if scheme not in _PASSWORD_FROM_ENVIRONMENT:
+        if scheme not in _AS_IT_IS and _PASSWORD_IN_URL.search(metaurl):
+            raise InvalidRequest("secret key metaurl: the client knows no engine of this name that takes a password")
         return metaurl, ""
+    if scheme == "postgres" and _PASSWORD_IN_QUERY.search(rest):
+        raise InvalidRequest("secret key metaurl: give the password as user:password@host, not in the query")
     if scheme == "mysql":  # user:password@net(address)/database, where the password may hold anything
         authority = rest.rpartition("/")[0]
     else:
@@ -183,21 +195,45 @@ def _envs(text: str, *, has_password: bool) -> tuple[tuple[str, Secret], ...]:
             raise InvalidRequest("secret key envs: a name is no name of an environment variable")
         if _RESERVED_ENVS.fullmatch(name) or (name == "META_PASSWORD" and has_password):
             raise InvalidRequest(f"secret key envs: {name} is set by the driver")
-        if not isinstance(value, str) or "\0" in value:
+        if not isinstance(value, str) or "\0" in value or not _is_unicode(value):
             raise InvalidRequest(f"secret key envs: the value of {name} is not text")
     return tuple(sorted(((name, Secret(value)) for name, value in loaded.items()), key=lambda pair: pair[0]))
 
 
+def _is_unicode(text: str) -> bool:
+    """False for half a character, which JSON can write and an environment can't hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _load(text: str) -> Any:
+    """The value of a JSON text, or the map of a YAML text, which may hold nothing but one map of scalars."""
     if len(text) > _ENVS_BYTES:
         raise InvalidRequest(f"secret key envs is longer than {_ENVS_BYTES} characters")
     try:
         loaded = json.loads(text, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
-        try:  # not every JSON is YAML (tabs), so both are tried
-            return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - the base loader makes text and nothing else
-        except (yaml.YAMLError, RecursionError):
-            raise InvalidRequest("secret key envs is neither JSON nor YAML") from None
+        return _yaml_map(text)
     if isinstance(loaded, dict):
         return {name: json.dumps(value) if isinstance(value, bool) else value for name, value in loaded.items()}
     return loaded
+
+
+def _yaml_map(text: str) -> dict[str, str]:
+    """By events and not by yaml.load, which takes its time with what is nested deeply, and reads 0022 as 18."""
+    maps, scalars = 0, list[str]()
+    try:
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            maps += isinstance(event, yaml.MappingStartEvent)
+            if maps > 1 or isinstance(event, yaml.SequenceStartEvent | yaml.AliasEvent):
+                raise InvalidRequest("secret key envs: every value must be text")
+            if isinstance(event, yaml.ScalarEvent):
+                scalars.append(event.value)
+    except yaml.YAMLError:
+        raise InvalidRequest("secret key envs is neither JSON nor YAML") from None
+    if not maps:
+        raise InvalidRequest("secret key envs is not a JSON or YAML map")
+    return dict(zip(scalars[::2], scalars[1::2], strict=True))

@@ -91,10 +91,10 @@ class Juicefs:
     def format(self, fs: Filesystem) -> Command:
         """Makes the file system when it is new, and takes over a changed bucket.
 
-        Without storage and bucket it only checks that the file system is there: the client would make a new one on
-        its own local disk. Keys come by environment, of which the client takes notice for a new file system only.
+        Without a bucket it only checks that the file system is there: the client would make a new one on its own
+        local disk. Keys come by environment, of which the client takes notice for a new file system only.
         """
-        if not fs.storage and not fs.bucket:
+        if not fs.bucket and "bucket" not in dict(fs.format_options):
             return self.show(fs)
         options = [("no-update", "")] if not (fs.storage and fs.bucket) else []
         options += [(key, value) for key, value in (("storage", fs.storage), ("bucket", fs.bucket)) if value]

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import subprocess
 from typing import Final
 
@@ -31,8 +29,7 @@ async def run(command: Command, *, timeout: float) -> str:
         found = why(command, output)
         raise NotReady(f"{found.reason}: no answer within {timeout:g} s, last said: {found.line}") from None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         await asyncio.to_thread(process.wait)
     if code != 0:
         found = why(command, output)

@@ -22,6 +22,7 @@ _OURS: Final = Subpath(text=".juicefs-csi")
 _VOLUMES: Final = _OURS / Subpath(text="volumes")
 _PLACES: Final = _OURS / Subpath(text="places")
 _DRAFTS: Final = _OURS / Subpath(text="drafts")
+_NAME_BYTES: Final = 255
 _RESERVED: Final = (_OURS, Subpath(text=".trash"))
 
 
@@ -51,10 +52,12 @@ def require_own(path: Subpath) -> Subpath:
     """A directory that a volume may have: neither the whole file system nor what it keeps for itself.
 
     Raises:
-        InvalidRequest: it is one of those.
+        InvalidRequest: it is one of those, or can't be a directory.
     """
     if any(path.overlaps(reserved) for reserved in _RESERVED):
         raise InvalidRequest(f"a volume's directory can't be {path}")
+    if any(len(part.encode()) > _NAME_BYTES for part in path.text.split("/")):
+        raise InvalidRequest(f"a volume's directory: a name is longer than {_NAME_BYTES} bytes")
     return path
 
 
@@ -91,9 +94,14 @@ class Records:
             return existing
         raise Busy(f"volume {record.volume_id} was recorded and deleted by another controller: try again")
 
-    async def remove(self, webdav: Webdav, volume_id: str) -> None:
+    async def remove(self, webdav: Webdav, record: Record) -> None:
         """No error if there is none."""
-        await webdav.delete_tree(_VOLUMES / _name(volume_id))
+        if not _is_at_its_id(record):
+            await self.remove_place(webdav, record.volume_id)
+        await webdav.delete_tree(_VOLUMES / _name(record.volume_id))
+
+    async def remove_place(self, webdav: Webdav, volume_id: str) -> None:
+        """What a create left that was cut off before it wrote its record."""
         await webdav.delete_tree(_PLACES / _name(volume_id))
 
     async def overlapping(self, webdav: Webdav, record: Record) -> list[Record]:

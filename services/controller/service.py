@@ -136,9 +136,9 @@ class ControllerService(ControllerBase):
 
 def _name(value: str) -> str:
     """The volume's name, which becomes its id and the name of its directory: one component, taken literally."""
-    if "/" in value:
+    if "/" in require_text(value, field="name"):
         raise InvalidRequest("name must not contain '/'")
-    return Subpath.parse(require_text(value, field="name"), field="name").text
+    return Subpath.parse(value, field="name").text
 
 
 def _check_writable(wanted: Iterable[VolumeCapability]) -> None:
@@ -160,7 +160,10 @@ def _filesystem(secrets: Mapping[str, str], *, parameter: str) -> Filesystem:
 
 
 def _range(wanted: CapacityRange | None) -> tuple[int, int]:
-    return (wanted.required_bytes, wanted.limit_bytes) if wanted else (0, 0)
+    sizes = (wanted.required_bytes, wanted.limit_bytes) if wanted else (0, 0)
+    if not all(isinstance(size, int) for size in sizes):  # the wire's decoder is lenient
+        raise InvalidRequest("capacity_range must hold numbers")
+    return sizes
 
 
 def _flags(capability: VolumeCapability) -> list[str]:
@@ -170,6 +173,6 @@ def _flags(capability: VolumeCapability) -> list[str]:
 def _texts(values: Mapping[str, str], *, field: str) -> dict[str, str]:
     for key, value in values.items():
         require_text(key, field=f"a key of {field}")
-        if value:
+        if value != "":
             require_text(value, field=f"{field}[{key}]", limit=_TEXT_BYTES)
     return dict(values)

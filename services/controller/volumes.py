@@ -53,7 +53,7 @@ class Volumes:
         """
         capacity = capacity_in_range(required=required, limit=limit)
         wanted = Record(volume_id=volume_id, path=require_own(path), capacity=capacity)
-        with self._claim(fs, volume_id):
+        with self._claim(fs, volume_id), self._formatted_again(fs):
             await self._ensure_formatted(fs)
             async with self._gateways.open(fs) as webdav:
                 records = self._records[fs.credentials]
@@ -131,16 +131,18 @@ class Volumes:
     async def _delete(self, fs: Filesystem, webdav: Webdav, volume_id: str) -> bool:
         records = self._records[fs.credentials]
         record = await self._find(fs, webdav, volume_id)
-        if record is not None:
-            others = await records.overlapping(webdav, record)
-            inside = next((other for other in others if other.path != record.path and _holds(record, other)), None)
-            if inside:
-                raise InUse(f"volume {inside.volume_id} lies in volume {volume_id}: delete that one first")
-            # A directory that another volume has too, or holds, is deleted with that one (behaviour.md 1.11).
-            if not others:
-                await _delete_directory(webdav, record.path)
-        await records.remove(webdav, volume_id)
-        return record is not None
+        if record is None:
+            await records.remove_place(webdav, volume_id)
+            return False
+        others = await records.overlapping(webdav, record)
+        inside = next((other for other in others if _holds(record, other)), None)
+        if inside:
+            raise InUse(f"volume {inside.volume_id} lies in volume {volume_id}: delete that one first")
+        # A directory that another volume has too, or holds, is deleted with that one (behaviour.md 1.11).
+        if not others:
+            await _delete_directory(webdav, record.path)
+        await records.remove(webdav, record)
+        return True
 
     async def _find(self, fs: Filesystem, webdav: Webdav, volume_id: str) -> Record | None:
         record = await self._records[fs.credentials].get(webdav, volume_id)
@@ -163,6 +165,16 @@ class Volumes:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._formats[fs.credentials] = task
         await asyncio.shield(task)
+
+    @contextmanager
+    def _formatted_again(self, fs: Filesystem) -> Iterator[None]:
+        """A file system that is gone, though it was there, is made by the next call."""
+        try:
+            yield
+        except CommandFailed as error:
+            if error.reason == META_NOT_FORMATTED:
+                self._formats.pop(fs.credentials, None)
+            raise
 
     @contextmanager
     def _claim(self, fs: Filesystem, volume_id: str) -> Iterator[None]:
