@@ -20,6 +20,7 @@ from demo.machine import FoundMachine, LocalMachine, background
 from demo.orchestrator import Orchestrator, stubs
 from demo.story import Story
 from demo.timeline import CheckFailed, Timeline, until
+from shared import log
 from shared.bus import Bus
 from shared.layout import Layout
 
@@ -37,7 +38,7 @@ def parse() -> argparse.Namespace:
     found.add_argument("--pod-directory", default="/var/lib/kubelet", metavar="DIR", help="(%(default)s)")
     found.add_argument("--mount-root", default=str(Layout().mount_root), metavar="DIR", help="(%(default)s)")
     found.add_argument("--run-directory", default=str(Layout().run), metavar="DIR", help="(%(default)s)")
-    found.add_argument("--secret", metavar="FILE", help="the volume Secret as JSON: name, metaurl, storage, bucket, …")
+    found.add_argument("--secret", metavar="FILE", help="the volume Secret as JSON (or its text in DEMO_SECRET)")
     return parser.parse_args()
 
 
@@ -47,8 +48,8 @@ def refuse(options: argparse.Namespace) -> str:
         return "the demo mounts file systems: run it as root"
     if not options.attach and not Path("/dev/fuse").exists():
         return "there is no /dev/fuse: load the kernel module (modprobe fuse)"
-    if options.attach and not options.secret:
-        return "--attach needs --secret: which file system?"
+    if options.attach and not (options.secret or "DEMO_SECRET" in os.environ):
+        return "--attach needs --secret or DEMO_SECRET: which file system?"
     return ""
 
 
@@ -113,7 +114,7 @@ async def play_here(line: Timeline) -> None:
 
 async def play_there(line: Timeline, options: argparse.Namespace) -> None:
     line.title("JuiceFS CSI driver: against the driver that runs already")
-    secrets = json.loads(Path(options.secret).read_text())
+    secrets = json.loads(Path(options.secret).read_text() if options.secret else os.environ["DEMO_SECRET"])
     pods = Path(options.pod_directory)
     async with (
         listening(options.nats, line) as bus,
@@ -133,6 +134,7 @@ def main() -> int:
     if reason := refuse(options):
         print(f"demo: {reason}", file=sys.stderr)
         return 1
+    log.configure(level="error")
     line = Timeline()
     try:
         asyncio.run(play_there(line, options) if options.attach else play_here(line))

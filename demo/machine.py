@@ -80,12 +80,16 @@ class FoundMachine:
         return processes(f"{self.layout.mount_root}/{name}", program="juicefs")
 
     async def restart_node(self) -> None:
-        before = processes(NODE_PROGRAM)
+        before = self._node_service()
         check(before, "the node service's process is not seen: does this container share the host's pid namespace?")
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        await until(lambda: set(processes(NODE_PROGRAM)) - set(before), timeout=60, what="the node service is not back")
+        await until(lambda: self._node_service() - before, timeout=60, what="the node service is not back")
         await until(self._answers, timeout=60, what="the node service does not answer")
+
+    def _node_service(self) -> set[int]:
+        """Its processes: this driver's, not those of another one on the same host."""
+        return set(processes(NODE_PROGRAM)) & set(processes(f"--mount-root={self.layout.mount_root}"))
 
     def _answers(self) -> bool:
         with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:

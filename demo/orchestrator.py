@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,28 @@ class Orchestrator:
         await self.node.node_unpublish_volume(NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target)))
 
 
-@dataclass(kw_only=True)
 class Workload:
     """A process that uses a target (`demo.workload`), and in the end tells what it saw."""
 
-    process: asyncio.subprocess.Process
-    report: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("the workload has no pipes")
+        self._input, self._output = process.stdin, process.stdout
+        self.report: dict[str, Any] = {}
+
+    async def rounds(self, count: int) -> None:
+        """Wait until it has done so many more."""
+        async with asyncio.timeout(60):
+            for _ in range(count):
+                await self._output.readline()
+
+    async def end(self) -> None:
+        """Have it end, and read its report."""
+        self._input.close()
+        async with asyncio.timeout(60):
+            while (line := await self._output.readline()) == b".\n":
+                pass
+        self.report = orjson.loads(line)
 
 
 @asynccontextmanager
@@ -120,14 +136,11 @@ async def working(kind: str, target: Path) -> AsyncIterator[Workload]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    workload = Workload(process=process)
+    workload = Workload(process)
     try:
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("the workload has no pipes")
-        await asyncio.wait_for(process.stdout.readline(), 10)
+        await workload.rounds(1)
         yield workload
-        process.stdin.close()
-        workload.report = orjson.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+        await workload.end()
     finally:
         if process.returncode is None:
             process.kill()

@@ -1,7 +1,8 @@
 """A workload that notices everything: run as a process of its own, it works until its stdin is closed.
 
 `write` keeps one handle open and appends with fsync every 100 ms; `read` opens, reads, lists and stats anew every
-20 ms. At the end it prints one JSON object: calls, the longest one in milliseconds, and every error it saw.
+20 ms. It prints a dot after each round, and in the end one JSON object: rounds, the longest one in milliseconds, and
+every error it saw.
 """
 
 import json
@@ -41,17 +42,17 @@ KINDS = {"write": (writer, 0.1), "read": (reader, 0.02)}
 def main() -> None:
     kind, directory = sys.argv[1:]
     make, pause = KINDS[kind]
-    step, calls, longest, errors = make(Path(directory)), 0, 0.0, []
-    print("working", flush=True)
+    step, rounds, longest, errors = make(Path(directory)), 0, 0.0, []
     while not select.select([sys.stdin], [], [], pause)[0]:
         started = time.monotonic()
         try:
             step()
         except OSError as error:
             errors.append(str(error))
-        calls += 1
+        rounds += 1
         longest = max(longest, time.monotonic() - started)
-    print(json.dumps({"calls": calls, "longest_ms": round(longest * 1000), "errors": errors}), flush=True)
+        print(".", flush=True)
+    print(json.dumps({"rounds": rounds, "longest_ms": round(longest * 1000), "errors": errors}), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ GIB: Final = 1 << 30
 MAX_ID_BYTES: Final = 128
 """CSI spec, "Size Limits": no field of type string may be longer than 128 bytes unless it says otherwise."""
 
+_NAME_BYTES: Final = 255  # path_resolution(7): NAME_MAX
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -131,15 +132,15 @@ class TargetPath:
         That no component is a symlink is checked when the path is opened (`shared.mounter.open_directory`).
 
         Raises:
-            InvalidRequest: relative, not plain (`..`, `//`, trailing slash), or outside `root`.
+            InvalidRequest: relative, not plain (`..`, `//`, trailing slash, a name too long), or outside `root`.
         """
         require_text(value, field="target_path", limit=4096)
         if not value.startswith("/"):
             raise InvalidRequest("target_path must be absolute")
         plain = root.rstrip("/")
         parts = value.split("/")[1:]
-        if any(part in {"", ".", ".."} for part in parts):
-            raise InvalidRequest("target_path must not contain '.', '..' or empty components")
+        if any(part in {"", ".", ".."} or len(part.encode("utf-8", "surrogatepass")) > _NAME_BYTES for part in parts):
+            raise InvalidRequest("target_path must not contain '.', '..', empty or overlong components")
         if not value.startswith(f"{plain}/"):
             raise InvalidRequest(f"target_path is outside {root}, the directory this node service was given")
         return cls(root=root, relative=value.removeprefix(f"{plain}/"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 JUICEFS: Final = "fuse.juicefs"
+_ESCAPED: Final = " \t\n\\#"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +44,6 @@ class MountEntry:
         return int(self.device.partition(":")[2])
 
 
-def parse(text: str) -> list[MountEntry]:
-    """All entries, in the order of the kernel: a later entry at the same mount point lies on top of an earlier one."""
-    return [_entry(line) for line in text.splitlines()]
-
-
 def _entry(line: str) -> MountEntry:
     left, _, right = line.partition(" - ")
     mount_id, parent_id, device, root, mount_point, options = left.split(" ", 6)[:6]
@@ -62,6 +58,11 @@ def _entry(line: str) -> MountEntry:
         fs_type=fs_type,
         source=_unescape(source),
     )
+
+
+def _escape(text: str) -> str:
+    """As the kernel writes a path."""
+    return "".join(f"\\{ord(char):03o}" if char in _ESCAPED else char for char in text)
 
 
 def _unescape(text: str) -> str:
@@ -79,13 +80,18 @@ class MountTable:
         self._path = path
         self._waiters: set[asyncio.Event] = set()
 
-    def read(self) -> list[MountEntry]:
-        """What is mounted now."""
-        return parse(self._path.read_bytes().decode("utf-8", "surrogateescape"))
+    def read(self, *, having: str = "") -> list[MountEntry]:
+        """What is mounted now; only the lines with this text, which is much cheaper than to parse them all."""
+        text = self._path.read_bytes().decode("utf-8", "surrogateescape")
+        return [_entry(line) for line in text.splitlines() if having in line]
+
+    def clients(self) -> list[MountEntry]:
+        """Every mount of JuiceFS: clients' own, and binds of them."""
+        return self.read(having=f" - {JUICEFS} ")
 
     def at(self, path: str) -> list[MountEntry]:
         """The layers mounted at this path, the top one last."""
-        return [entry for entry in self.read() if entry.mount_point == path]
+        return [entry for entry in self.read(having=f" {_escape(path)} ") if entry.mount_point == path]
 
     def top(self, path: str) -> MountEntry | None:
         """The mount that a path walk ends in, or None."""

@@ -32,6 +32,7 @@ _START_TIMEOUT: Final = 25.0
 _COMPLAINT_TIMEOUT: Final = 5.0
 _RESTART_TIMEOUT: Final = 15.0
 _REPORT_PATIENCE: Final = 3.0
+_SETTLED: Final = 10.5  # a supervisor gives up when its third child ends within 10 s of its own start
 _END_TIMEOUT: Final = 10.0
 _END_GRACE: Final = 5.0
 _FAILED_GRACE: Final = 2.0
@@ -73,6 +74,7 @@ class Client:
         self._is_asked = True
         self._is_restarting = False
         self._ended = asyncio.Event()
+        self._due = asyncio.Event()
         self._attempt = 0
 
     # ---- what others wish
@@ -96,6 +98,7 @@ class Client:
         self._was_mounted = False
         if not self._is_asked:
             self._ended.set()
+            self._due.set()
         if self._supervisor is not None and self._is_ready:
             await self._supervisor.end(patience=_END_TIMEOUT, grace=_END_GRACE)
 
@@ -110,9 +113,10 @@ class Client:
         if supervisor is None or old is None or self._is_restarting:
             raise Busy(f"{self.paths.name} is starting")
         self._is_restarting = True
-        self._starting()
-        began = time.monotonic()
         try:
+            await asyncio.sleep(max(0.0, _SETTLED - supervisor.age()))
+            self._starting()
+            began = time.monotonic()
             os.kill(old, signal.SIGHUP)
             async with asyncio.timeout(_RESTART_TIMEOUT):
                 await self._until(lambda: supervisor.serving() not in {None, old})
@@ -123,6 +127,10 @@ class Client:
         finally:
             self._is_restarting = False
         self.say(ClientReady(after_ms=_since(began)))
+
+    def retry(self) -> None:
+        """Don't wait for the next try: what it lacked may be there now."""
+        self._due.set()
 
     def tidy(self) -> None:
         self._client_log.trim()
@@ -140,21 +148,21 @@ class Client:
             if self._supervisor is None:
                 await self._end_processes(grace=0.0)
             while self._supervisor is not None or await self._is_wanted():
-                began = time.monotonic()
-                await self._live()
-                failures = 0 if time.monotonic() - began > _STABLE else failures + 1
+                failures = 0 if await self._live() > _STABLE else failures + 1
                 with suppress(TimeoutError):
                     async with asyncio.timeout(back_off(max(failures - 1, 0))):
-                        await self._ended.wait()
+                        await self._due.wait()
+                self._due.clear()
             self._remove_files()
         finally:
             if self._supervisor is not None:
                 self._supervisor.release()  # the service ends, the client does not
 
-    async def _live(self) -> None:
-        """One life: from a start, or an adoption, to the end of all its processes."""
+    async def _live(self) -> float:
+        """One life: from a start, or an adoption, to the end of all its processes. The seconds that it served."""
+        served = 0.0
         try:
-            await self._serve(await self._start())
+            served = await self._serve(await self._start())
         except DriverError as error:
             await self._end_processes(grace=_FAILED_GRACE)
             if not self._was_mounted:
@@ -165,6 +173,7 @@ class Client:
                 self.say(failed(error))
         else:
             await self._end_processes(grace=_END_GRACE if self._ended.is_set() else 0.0)
+        return served
 
     async def _start(self) -> Supervisor:
         """Until the mount is there, served by this client."""
@@ -191,7 +200,7 @@ class Client:
         now = time.monotonic()
         complaint = self._client_log.complaint() if now > spawned + _COMPLAINT_TIMEOUT else None
         is_hopeless = complaint is not None and complaint.reason.startswith(_HOPELESS)
-        if is_hopeless or supervisor.gone.is_set() or now > began + _START_TIMEOUT:
+        if is_hopeless or supervisor.is_over or now > began + _START_TIMEOUT:
             words = self._client_log.last_words()
             raise CommandFailed(f"{words.reason}: {words.line}", reason=words.reason)
         return False
@@ -205,8 +214,9 @@ class Client:
                     async with asyncio.timeout(_LOOK):
                         await changed.wait()
 
-    async def _serve(self, supervisor: Supervisor) -> None:
-        """Until this life's end."""
+    async def _serve(self, supervisor: Supervisor) -> float:
+        """Until this life ends. The seconds from now to then."""
+        began = time.monotonic()
         self._is_ready, self._is_asked = True, False
         self._ended.clear()
         if not self._was_mounted:
@@ -216,16 +226,17 @@ class Client:
         # What follows is no part of the call that started it.
         log.request_id.set("")
         structlog.contextvars.unbind_contextvars("request_id", "rpc")
-        await supervisor.gone.wait()
+        await supervisor.over()
         self._is_ready = False
+        return time.monotonic() - began
 
     async def _end_processes(self, *, grace: float) -> None:
         """A serving child may outlive its supervisor: it has to make way for the next."""
         if not await end_all(self.paths.alive, grace=grace):
-            _log.error("a process of the client does not end", mount=self.paths.name)
+            _log.error("a process of the client can't be found", mount=self.paths.name)
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
-            supervisor.finish()
+            supervisor.reap()
             self.say(ClientExited(exit_code=supervisor.exit_code, last_line=self._client_log.last_line()))
 
     async def _is_wanted(self) -> bool:

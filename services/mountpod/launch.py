@@ -10,6 +10,7 @@
 
 import asyncio
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,7 +83,7 @@ class Launcher:
         try:
             await self._node.prepare(paths.name, timeout=_PREPARE_TIMEOUT if is_new else _PREPARE_AGAIN_TIMEOUT)
         except NotReady:
-            if is_new or not paths.comm_socket.exists():
+            if is_new or not _is_listened_to(paths.comm_socket):
                 raise
 
     async def _ensure_formatted(self, filesystem: Filesystem) -> None:
@@ -158,6 +159,15 @@ def remove_own_socket(paths: ClientPaths) -> None:
             for name in (f"fuse_fd_comm.{pid}", f"state{pid}.json", f"state{pid}.json.bak"):
                 Path(_TMP, name).unlink(missing_ok=True)
     paths.own_socket.unlink(missing_ok=True)
+
+
+def _is_listened_to(path: Path) -> bool:
+    """True if the node keeps the hand-over socket: without it a client would mount over the dead one, or fail."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        connection.connect(str(path))
+        return True
+    return False
 
 
 def _show_own_socket(paths: ClientPaths, pid: int) -> None:

@@ -81,6 +81,10 @@ class Processes:
     def clients(self) -> Mapping[str, ClientSettings]:
         return {name: client.settings for name, client in self._clients.items()}
 
+    def retry(self) -> None:
+        for client in self._clients.values():
+            client.retry()
+
     def tidy(self) -> None:
         for client in self._clients.values():
             client.tidy()

@@ -4,6 +4,7 @@ The node decides, and for it the kernel: whatever is believed here, a mount in u
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -14,8 +15,10 @@ from shared.api.juicefs.v1 import Event
 from shared.errors import DriverError
 
 _PERIOD: Final = 30.0
-_GRACE: Final = 30.0
-"""Seconds that an unused mount is left to the publish that may be about to bind it."""
+_AGAIN: Final = 1.0
+"""Seconds until the next look when the node service could not be asked."""
+_GRACE: Final = 5.0
+"""Seconds that an unused mount is left to the publish that may be about to come again (promise 6: 10 in all)."""
 
 _log = structlog.get_logger()
 
@@ -28,6 +31,7 @@ class Reconcile:
         self._node = node
         self._tasks: asyncio.TaskGroup | None = None
         self._idle: dict[str, asyncio.Task[None]] = {}
+        self._due = asyncio.Event()
 
     def hear(self, event: Event) -> None:
         """What the node says of targets that come and go."""
@@ -36,16 +40,21 @@ class Reconcile:
         elif event.mount_idle is not None:
             self._keep(event.mount)
             self._close_after(event.mount, seconds=0.0)
+        elif event.service_started is not None:  # the node's, which may have left something half done
+            self._runtime.retry()
+            self._due.set()
 
     async def run(self) -> None:
-        """Look every half minute at what no event told, until cancelled."""
+        """Look every half minute at what no event told, and when the node service has started; until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             while True:
-                await self.look()
-                await asyncio.sleep(_PERIOD)
+                self._due.clear()
+                period = _PERIOD if await self.look() else _AGAIN
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._due.wait(), period)
 
-    async def look(self) -> None:
-        """The same decisions as by events, from the node's report."""
+    async def look(self) -> bool:
+        """The same decisions as by events, from the node's report; False if there is none."""
         try:
             self._runtime.tidy()
         except OSError as error:
@@ -54,12 +63,13 @@ class Reconcile:
             mounts = await self._node.report()
         except DriverError as error:
             _log.debug("look put off", cause=str(error))
-            return
+            return False
         for name in {*mounts, *self._runtime.clients()}:
             if is_used(mounts.get(name)):
                 self._keep(name)
             elif name not in self._idle:
                 self._close_after(name, seconds=_GRACE)
+        return True
 
     def _keep(self, name: str) -> None:
         if (closing := self._idle.pop(name, None)) is not None:

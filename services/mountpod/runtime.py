@@ -35,5 +35,8 @@ class Runtime(Protocol):
     def clients(self) -> Mapping[str, ClientSettings]:
         """What runs, is being started or is being ended, by mount name."""
 
+    def retry(self) -> None:
+        """The node service has started: clients that waited for it are tried now."""
+
     def tidy(self) -> None:
         """Bound what grows with time. Called every now and then."""

@@ -74,7 +74,7 @@ async def assemble(program: app.App, *, layout: Layout, table: MountTable, probe
     options, metrics = program.options, program.metrics
     bus = Bus(url=program.nats_url, service="node", node=options.node, metrics=metrics)
     bindings = Bindings(layout.targets, table.read())
-    mounts = Mounts(layout=layout, table=table, bindings=bindings, probes=probes, say=bus.say)
+    mounts = Mounts(layout=layout, table=table, bindings=bindings, probes=probes, say=bus.say, metrics=metrics)
     clients = Clients(layout=layout, table=table, mounts=mounts, probes=probes, bus=bus, node=options.node)
     targets = Targets(table=table, mounts=mounts, bindings=bindings, clients=clients, probes=probes, metrics=metrics)
     healer = Healer(table=table, mounts=mounts, targets=targets, grace=options.grace)

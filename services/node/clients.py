@@ -22,6 +22,8 @@ from shared.mounttable import MountEntry, MountTable
 from shared.settings import shared_context, unique_id
 
 ASK_TIMEOUT: Final = 10.0
+ASK_AGAIN: Final = 3.0
+"""Seconds until mountpod is asked again for a client whose mount does not appear: it may have been restarted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +60,18 @@ class Clients:
         self._subject = f"juicefs.rpc.mountpod.{node}.Ensure"
         self._known: dict[str, str] = {}
         self._failed: dict[str, tuple[float, MountFailed]] = {}
+        self._starts = 0
 
     def hear(self, event: Event) -> None:
-        """Events of mountpod: a client that failed wakes who waits for it, a superseded one is asked for again."""
+        """Events of mountpod: a client that failed wakes who waits for it, a superseded one is asked for again.
+
+        A mountpod that has just started knows nothing of what was asked before.
+        """
         if event.mount_failed is not None:
             self._failed[event.mount] = (time.monotonic(), event.mount_failed)
+            self._table.nudge()
+        elif event.service_started is not None:
+            self._starts += 1
             self._table.nudge()
         elif event.mount_superseded is not None:
             self._known = {inputs: name for inputs, name in self._known.items() if name != event.mount}
@@ -79,7 +88,7 @@ class Clients:
             async with asyncio.timeout(timeout):
                 name, asked_at = await self._name(wanted)
                 with self._mounts.expect(name):
-                    entry = await self._appears(name, since=asked_at)
+                    entry = await self._appears(name, wanted, since=asked_at)
                     self._known[wanted.inputs] = name
                     yield entry
         except TimeoutError:
@@ -93,19 +102,18 @@ class Clients:
         asked_at = time.monotonic()
         if not self._bus.is_connected:
             return await self._only_client(wanted), asked_at
+        return await self._ensure(wanted), asked_at
+
+    async def _ensure(self, wanted: Wanted) -> str:
+        """Ask mountpod for a client: it answers at once with the name."""
         self._leave_credentials(wanted)
-        reply = await self._bus.request(
-            self._subject,
-            EnsureRequest(
-                volume_id=wanted.volume_id,
-                volume_context=shared_context(wanted.context),
-                mount_options=list(wanted.mount_options),
-                credentials=wanted.credentials,
-            ),
-            EnsureReply,
-            timeout=ASK_TIMEOUT,
+        request = EnsureRequest(
+            volume_id=wanted.volume_id,
+            volume_context=shared_context(wanted.context),
+            mount_options=list(wanted.mount_options),
+            credentials=wanted.credentials,
         )
-        return reply.mount, asked_at
+        return (await self._bus.request(self._subject, request, EnsureReply, timeout=ASK_TIMEOUT)).mount
 
     async def _only_client(self, wanted: Wanted) -> str:
         """Without the bus a client can't be asked for; the volume's only live one is the right one."""
@@ -126,8 +134,9 @@ class Clients:
             file.write(orjson.dumps(dict(wanted.secrets)))
         draft.replace(path)
 
-    async def _appears(self, name: str, *, since: float) -> MountEntry:
+    async def _appears(self, name: str, wanted: Wanted, *, since: float) -> MountEntry:
         """Wait for the client's mount: the kernel says when it is there, mountpod if it never will be."""
+        starts = self._starts
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
@@ -135,7 +144,14 @@ class Clients:
                 if entry is not None and await self._answers(entry):
                     return entry
                 self._raise_failure(name, since=since)
-                await changed.wait()
+                try:
+                    await asyncio.wait_for(changed.wait(), ASK_AGAIN)
+                    is_asked = starts == self._starts
+                except TimeoutError:
+                    is_asked = False
+                if not is_asked:
+                    starts = self._starts
+                    await self._ensure(wanted)
 
     def _raise_failure(self, name: str, *, since: float) -> None:
         failed_at, failure = self._failed.get(name, (0.0, MountFailed()))

@@ -33,41 +33,33 @@ class Healer:
         self._mounts = mounts
         self._targets = targets
         self._grace = grace
-        self._orphaned_since: dict[str, float] = {}
+        self._orphans: dict[str, float] = {}
 
     async def run(self) -> None:
         """Heal until cancelled."""
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
-                for name in self._mounts.names():
-                    await self._look(name)
+                await self._rebind()
+                self._give_up()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), PERIOD)
 
-    async def _look(self, name: str) -> None:
-        """One client; what goes wrong with it does not keep the others from being healed."""
-        try:
-            await self._rebind(name)
-            self._give_up(name)
-        except (OSError, DriverError) as error:
-            log.warning("could not heal; the next round tries again", mount=name, error=str(error))
-
-    async def _rebind(self, name: str) -> None:
+    async def _rebind(self) -> None:
         """Exactly one mount remains at each target, however often this happens."""
-        living = self._mounts.mounted(name)
-        if living is None:
-            return
-        for bind in self._mounts.binds(name):
-            if bind.device != living.device:
-                await self._targets.rebind(bind, living, mount=name)
+        for name, stray, present in list(self._mounts.strays()):
+            try:
+                if name not in self._mounts.closing and await self._targets.answers(present):
+                    await self._targets.rebind(stray, present, mount=name)
+            except (OSError, DriverError) as error:
+                log.warning("could not heal; the next round tries again", mount=name, error=str(error))
 
-    def _give_up(self, name: str) -> None:
+    def _give_up(self) -> None:
         """After the grace an error is better than a hang."""
-        if not self._mounts.is_orphaned(name):
-            self._orphaned_since.pop(name, None)
-            return
-        orphaned_for = time.monotonic() - self._orphaned_since.setdefault(name, time.monotonic())
-        if orphaned_for >= self._grace:
-            log.warning("no client came back: its connection is aborted", mount=name, seconds=round(orphaned_for))
-            self._mounts.give_up(name, after=orphaned_for)
+        now = time.monotonic()
+        orphans = {name: self._orphans.get(name, now) for name in self._mounts.orphans()}
+        self._orphans = orphans
+        for name, since in orphans.items():
+            if now - since >= self._grace:
+                log.warning("no client came back: its connection is aborted", mount=name, seconds=round(now - since))
+                self._mounts.give_up(name, after=now - since)

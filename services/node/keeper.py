@@ -53,12 +53,10 @@ class Keeper:
         """True while a copy of the descriptor is here."""
         return self._descriptor is not None
 
-    async def open(self) -> None:
-        """Listen, and fetch the descriptor back from a client that outlived us."""
+    def open(self) -> None:
+        """Listen for the client."""
         listener = _listen(self._client.comm_socket)
         self._task = self._tasks.create_task(self._serve(listener), name=f"keeper {self._client.name}")
-        if not self.holds:
-            await self._fetch()
 
     async def close(self) -> None:
         """Stop listening and forget the descriptor: the client is ended on purpose."""
@@ -108,8 +106,8 @@ class Keeper:
             if descriptor != self._descriptor:
                 os.close(descriptor)
 
-    async def _fetch(self) -> None:
-        """Ask the client itself for its descriptor; it then hands it in at our socket as at its start."""
+    async def fetch(self) -> None:
+        """Ask a client that outlived us for its descriptor; it then hands it in at our socket as at its start."""
         with suppress(OSError, TimeoutError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(0)
             connection.connect(str(self._client.own_socket.resolve(strict=True)))

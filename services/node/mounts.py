@@ -4,20 +4,25 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, Protocol
 
 import betterproto2
+import structlog
 
 from services.node.bindings import Bindings
 from services.node.keeper import Keeper
 from services.node.probe import DeadMount, Probes
 from shared import alive, mounter
-from shared.api.juicefs.v1 import ClientGivenUp, Event, MountReport
-from shared.errors import InvalidRequest, NotReady
+from shared.api.juicefs.v1 import ClientGivenUp, DescriptorTaken, Event, MountReport
+from shared.errors import DriverError, InvalidRequest, NotReady
 from shared.layout import Client, Layout
+from shared.metrics import Metrics
 from shared.mounttable import MountEntry, MountTable
 from shared.settings import is_mount_name
 from shared.threads import in_thread
+
+log = structlog.get_logger()
 
 _UNMOUNT_TIMEOUT: Final = 10.0
 
@@ -31,7 +36,9 @@ class Say(Protocol):
 class Mounts:
     """What the node knows of each client's mount. The truth is the mount table; here is only who expects what."""
 
-    def __init__(self, *, layout: Layout, table: MountTable, bindings: Bindings, probes: Probes, say: Say) -> None:
+    def __init__(
+        self, *, layout: Layout, table: MountTable, bindings: Bindings, probes: Probes, say: Say, metrics: Metrics
+    ) -> None:
         self._layout = layout
         self._table = table
         self._bindings = bindings
@@ -39,18 +46,28 @@ class Mounts:
         self._tasks: asyncio.TaskGroup | None = None
         self.restored = asyncio.Event()
         self.say = say
+        self._metrics = metrics
         self._keepers: dict[str, Keeper] = {}
         self._expected: Counter[str] = Counter()
-        self._closing: set[str] = set()
+        self.closing: set[str] = set()
 
     async def run(self) -> None:
         """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
                 if self._table.top(str(self._client(name).mount_point)) is not None:
-                    await self._keep(name, self._tasks)
+                    self._keep(name, self._tasks)
+                    self._tasks.create_task(self._restore(name), name=f"restore {name}")
             self.restored.set()
             await asyncio.get_running_loop().create_future()
+
+    async def _restore(self, name: str) -> None:
+        """Of its own for each client: one that hangs does not keep us from serving the others."""
+        try:
+            await self._keepers[name].fetch()
+            await self._clear(self._client(name))
+        except (OSError, DriverError) as error:
+            log.warning("client not taken over", mount=name, error=str(error))
 
     async def prepare(self, name: str) -> None:
         """Everything a client needs before it starts; a mount whose connection has ended makes way.
@@ -59,24 +76,31 @@ class Mounts:
             InvalidRequest: not a mount name. NotReady: the mount is being closed.
         """
         client = self._client(name)
-        if name in self._closing or self._tasks is None:
+        if name in self.closing or self._tasks is None:
             raise NotReady(f"{name} is being closed, or the node service has just started: ask again")
         client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await self._keep(name, self._tasks)
+        self._keep(name, self._tasks)
         await self._clear(client)
         if self._table.top(str(client.mount_point)) is None:
             mounter.make_mount_point(client.mount_point)
 
-    async def _keep(self, name: str, tasks: asyncio.TaskGroup) -> None:
+    def _keep(self, name: str, tasks: asyncio.TaskGroup) -> None:
         if name not in self._keepers:
-            keeper = Keeper(self._client(name), tasks=tasks, say=lambda what: self.say(what, mount=name))
+            keeper = Keeper(self._client(name), tasks=tasks, say=partial(self._heard, name))
             self._keepers[name] = keeper
-            await keeper.open()
+            keeper.open()
+
+    def _heard(self, name: str, what: betterproto2.Message) -> None:
+        """What a keeper tells: a descriptor that was taken is a client that was healed."""
+        if isinstance(what, DescriptorTaken):
+            self._metrics.heals.labels("hand-over").inc()
+        self.say(what, mount=name)
 
     async def _clear(self, client: Client) -> None:
         """Take dead mounts off the client's mount point; their targets are healed when the next is there."""
         while (entry := self._table.top(str(client.mount_point))) is not None:
-            if self._keepers[client.name].holds:
+            keeper = self._keepers.get(client.name)
+            if keeper is None or keeper.holds:
                 return
             try:
                 await self._probes.ask(entry)
@@ -94,32 +118,48 @@ class Mounts:
     def mounted(self, name: str) -> MountEntry | None:
         """The client's mount as the mount table shows it, alive or not; None while it is being closed."""
         entry = self._table.top(str(self._client(name).mount_point))
-        return entry if entry is not None and entry.is_juicefs and name not in self._closing else None
+        return entry if entry is not None and entry.is_juicefs and name not in self.closing else None
 
     def device(self, name: str) -> str:
         """The device of the client's mount, "major:minor"; empty if it is not mounted."""
         entry = self.mounted(name)
         return entry.device if entry else ""
 
-    def is_orphaned(self, name: str) -> bool:
-        """True if the client is dead and we keep its connection open for the next one."""
-        keeper = self._keepers.get(name)
-        return keeper is not None and keeper.holds and not alive.is_alive(self._client(name).alive)
+    def orphans(self) -> list[str]:
+        """The mounts whose client is dead, and whose connection we keep open for the next one."""
+        return [
+            name
+            for name, keeper in self._keepers.items()
+            if keeper.holds and not alive.is_alive(self._client(name).alive)
+        ]
 
     def give_up(self, name: str, *, after: float) -> None:
         """End an orphan's connection: calls into it fail from now on, instead of hanging; `after` is in seconds."""
         self._keepers[name].forget()
         if (entry := self.mounted(name)) is not None:
-            self._probes.abort(entry)
+            with suppress(DriverError):
+                self._probes.abort(entry)
         self.say(ClientGivenUp(after_ms=int(after * 1000)), mount=name)
 
     def binds(self, name: str) -> list[MountEntry]:
         """Every bind of this client's mounts, alive or dead, also those that kubelet made of ours: its references."""
         point = str(self._client(name).mount_point)
         ours = self._bindings.targets(name) | {point}
-        table = [entry for entry in self._table.read() if entry.is_juicefs]
+        table = self._table.clients()
         devices = {entry.device for entry in table if entry.mount_point in ours}
         return [entry for entry in table if entry.device in devices and entry.mount_point != point]
+
+    def strays(self) -> Iterator[tuple[str, MountEntry, MountEntry]]:
+        """Binds that are not of their client's present mount: (mount name, bind, present mount)."""
+        table = self._table.clients()
+        points = {str(self._client(name).mount_point): name for name in self.names()}
+        present = {points[entry.mount_point]: entry for entry in table if entry.mount_point in points}
+        current = {entry.device for entry in present.values()}
+        owners = {entry.device: name for entry in table if (name := self._bindings.name(entry.mount_point))}
+        for bind in table:
+            name = owners.get(bind.device, "")
+            if bind.device not in current and bind.mount_point not in points and name in present:
+                yield name, bind, present[name]
 
     @contextmanager
     def expect(self, name: str) -> Iterator[None]:
@@ -135,9 +175,9 @@ class Mounts:
     async def close(self, name: str) -> bool:
         """Unmount the client's mount unless somebody uses it; True if somebody does. The client ends by itself."""
         client = self._client(name)
-        if self._expected[name] or name in self._closing or self.binds(name):
+        if self._expected[name] or name in self.closing or self.binds(name):
             return True
-        self._closing.add(name)
+        self.closing.add(name)
         try:
             while self._table.top(str(client.mount_point)) is not None:
                 unmounting = in_thread(lambda: mounter.unmount_unused(client.mount_point), name=f"unmount {name}")
@@ -147,7 +187,7 @@ class Mounts:
                 await keeper.close()
             mounter.remove_mount_point(client.mount_point)
         finally:
-            self._closing.discard(name)
+            self.closing.discard(name)
         return False
 
     def report(self) -> list[MountReport]:

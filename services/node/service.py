@@ -1,8 +1,9 @@
 """CSI Node: what kubelet asks. Parses, calls `Targets`, translates; nothing is decided here."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prometheus_client import Gauge
 
@@ -43,6 +44,7 @@ _CAPABILITIES = (
     NodeServiceCapabilityRpcType.VOLUME_CONDITION,
     NodeServiceCapabilityRpcType.SINGLE_NODE_MULTI_WRITER,
 )
+_POD_UID = re.compile(r"/pods/(?P<uid>[^/]+)/")
 
 
 class NodeService(NodeBase):
@@ -99,6 +101,8 @@ class NodeService(NodeBase):
         target = TargetPath.parse(message.target_path, root=self._pods)
         with _counted(self._metrics.volume_del_errors):
             self._targets.unpublish(target, volume_id)
+        with suppress(KeyError):
+            self._metrics.path_health.remove(*_health_labels(volume_id, str(target)))
         return NodeUnpublishVolumeResponse()
 
     async def node_get_volume_stats(self, message: NodeGetVolumeStatsRequest) -> NodeGetVolumeStatsResponse:
@@ -109,10 +113,13 @@ class NodeService(NodeBase):
         entry = self._table.top(path) if path.startswith(f"{self._pods.rstrip('/')}/") else None
         if entry is None or not entry.is_juicefs:
             raise NotFound(f"volume {volume_id} is not published at {path}")
+        health = self._metrics.path_health.labels(*_health_labels(volume_id, path))
+        health.set(0)
         try:
             size = await self._probes.ask(entry)
         except DeadMount as error:
             return NodeGetVolumeStatsResponse(volume_condition=VolumeCondition(abnormal=True, message=str(error)))
+        health.set(1)
         return NodeGetVolumeStatsResponse(
             usage=_usage(size), volume_condition=VolumeCondition(abnormal=False, message="the client answers")
         )
@@ -137,6 +144,12 @@ def _counted(errors: Gauge) -> Iterator[None]:
     except Exception:
         errors.inc()
         raise
+
+
+def _health_labels(volume_id: str, path: str) -> tuple[str, str, str]:
+    """Volume, path, and the pod's UID or else the path again (behaviour.md 8.5)."""
+    pod = _POD_UID.search(path)
+    return volume_id, path, pod["uid"] if pod else path
 
 
 def _mount_options(capability: VolumeCapability) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The targets: binds of clients' mounts where the orchestrator wants them. Publish, unpublish, and their proof."""
 
 import errno
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -85,11 +86,15 @@ class Targets:
         with self.claim(str(publication.target)):
             if await self._is_published(publication):
                 return
+            started = time.perf_counter()
             async with self._clients.find(publication.wanted, timeout=FIND_TIMEOUT) as source:
+                found = time.perf_counter()
                 name = Path(source.mount_point).name
                 self._require_only(publication)
                 self._bindings.note(str(publication.target), name)
                 self._bind(publication, source)
+        self._metrics.publish_phase.labels("find").observe(found - started)
+        self._metrics.publish_phase.labels("bind").observe(time.perf_counter() - found)
         self._say(
             TargetBound(target=str(publication.target), read_only=publication.read_only),
             volume_id=publication.wanted.volume_id,
@@ -143,6 +148,13 @@ class Targets:
                 self._metrics.heals.labels("rebind").inc()
                 self._say(TargetRebound(target=bind.mount_point), mount=mount)
 
+    async def answers(self, entry: MountEntry) -> bool:
+        """True if the client of this mount is alive and well."""
+        with suppress(NotReady):
+            await self._probes.ask(entry)
+            return True
+        return False
+
     async def _is_dead(self, entry: MountEntry) -> bool:
         try:
             await self._probes.ask(entry)
@@ -162,6 +174,7 @@ class Targets:
                 with mounter.open_directory(target, create=False):
                     pass
             except FileNotFoundError:
+                self._bindings.forget(path)
                 return
             names = self._names(path)
             self._unmount(path)

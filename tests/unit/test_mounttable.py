@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.mounttable import MountTable, parse
+from shared.mounttable import MountTable
 
 TABLE = """\
 26 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -12,9 +12,10 @@ TABLE = """\
 """
 
 
-def test_optional_fields_and_escapes() -> None:
+def test_optional_fields_and_escapes(tmp_path: Path) -> None:
     """proc(5): any number of optional fields before the dash; odd characters as octal."""
-    entry = parse(TABLE)[2]
+    (tmp_path / "table").write_text(TABLE)
+    entry = MountTable(tmp_path / "table").at("/pods/with space\\/mount")[0]
     assert (entry.root, entry.mount_point) == ("/sub dir", "/pods/with space\\/mount")
     assert (entry.device, entry.minor, entry.is_juicefs, entry.is_read_only) == ("0:39", 39, True, True)
 
