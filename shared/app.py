@@ -19,6 +19,7 @@ Check = Callable[[], str | None]
 """None when all is well, else the reason why not."""
 
 _LAG_BEAT: Final = 0.5  # seconds
+_ENDING: Final = 5.0  # seconds until a background task is cancelled once more
 _LAST_PORT: Final = 65535
 
 _log = structlog.get_logger()
@@ -59,8 +60,9 @@ class App:
     async def end_background(self) -> None:
         """Cancel the background tasks, the youngest first, as each may need what was started before it."""
         for task in reversed(self._background):
-            task.cancel()
-            await asyncio.wait({task})
+            while not task.done():  # a TaskGroup loses a cancellation that meets a failure (up to Python 3.12)
+                task.cancel()
+                await asyncio.wait({task}, timeout=_ENDING)
 
 
 def run(

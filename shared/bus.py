@@ -149,6 +149,7 @@ class Bus:
                 words = f"{log.in_words(error)} in {self._service}: see its log, request {log.request_id.get()}"
                 await self._reply(message, b"", _to_headers(DriverError(words)))
             else:
+                _log.debug("request answered", subject=message.subject)
                 await self._reply(message, reply, None)
 
     async def _reply(self, message: Msg, payload: bytes, headers: dict[str, str] | None) -> None:
@@ -176,7 +177,10 @@ class Bus:
         """Tell a fact. Never waits, never fails: the last 1000 are kept while NATS is away, and drops are counted."""
         said = events.event(what, volume_id=volume_id, mount=mount, request_id=log.request_id.get())
         said.service, said.node = self._service, self.node
-        self._outbox.put(said)
+        try:
+            self._outbox.put(events.subject(said), bytes(said))
+        except Exception as error:  # noqa: BLE001 - whoever says something must not suffer from how it is told
+            _log.error("event not sendable", kind=events.kind(said), exc_info=error)
 
     # ---- what each connection gets
 

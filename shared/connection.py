@@ -26,6 +26,7 @@ RETRY: Final = 0.5  # seconds
 PATIENCE: Final = 4  # seconds without an answer from the server, until it counts as away
 _BEAT: Final = 2.0  # seconds between two questions whether it is there
 _CLOSING: Final = 1.0  # seconds
+_ENDING: Final = 2.5  # seconds for the end of what was cancelled, last words included
 
 _log = structlog.get_logger()
 
@@ -67,8 +68,8 @@ class Address:
 class Connection:
     """A connection to NATS, or the wish for one.
 
-    `prepare` runs before a connection is announced (`client`), `work` as long as it lives; `away` is told the cause
-    once an outage.
+    `prepare` runs before a connection is announced (`client`), `work` as long as it lives: both await nats-py by
+    `cancellable`. `away` is told the cause, once an outage.
     """
 
     address: Address
@@ -85,7 +86,7 @@ class Connection:
         """Connect for ever, until cancelled; `work` may take a second more then."""
         while True:
             try:
-                await self._live()
+                await cancellable(self._live())
             except* Exception as failures:  # noqa: BLE001 - whatever ends a connection, there will be another
                 self._note(failures)
             if not self._is_away:
@@ -161,9 +162,10 @@ class Connection:
 
 
 async def cancellable(work: Coroutine[Any, Any, T], *, lost: asyncio.Future[None] | None = None) -> T:
-    """Await what nats-py does, and be sure to hear a cancellation.
+    """Await work, and be sure to hear a cancellation.
 
-    nats-py stands on wait_for, and up to Python 3.11 that loses a cancellation which meets a result.
+    wait_for, on which nats-py stands, loses one that meets a result (Python 3.11), a TaskGroup one that meets a failure
+    (up to 3.12).
 
     Raises:
         ConnectionClosedError: `lost` came first.
@@ -176,11 +178,10 @@ async def cancellable(work: Coroutine[Any, Any, T], *, lost: asyncio.Future[None
             return task.result()
         raise nats.errors.ConnectionClosedError
     finally:
-        if not task.done():
+        while not task.done():
             task.cancel()
-            await asyncio.wait({task}, timeout=_CLOSING)
-            with suppress(BaseException):
-                task.result()  # nobody else will look at it
+            await asyncio.wait({task}, timeout=_ENDING)
+        task.cancelled() or task.exception()  # asyncio complains about one that nobody looked at
 
 
 def in_words(error: BaseException) -> str:

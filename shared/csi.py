@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 import structlog
 from grpclib._typing import IServable
+from grpclib.encoding.base import CodecBase
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
 from shared.errors import InUse, InvalidRequest
@@ -34,13 +37,18 @@ class Endpoint:
         self._interceptor = Interceptor(metrics=metrics)
         self._identity: tuple[int, int] | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """Calls that are not answered yet."""
+        return self._interceptor.in_flight
+
     async def run(self) -> None:
         """Serve until cancelled.
 
         Raises:
             InUse: another process answers on this socket, or something that is no socket is in its place.
         """
-        server = Server(self._services, codec=Requests())
+        server = _Server(self._services, codec=Requests())
         self._interceptor.attach(server)
         await self._listen(server)
         _log.info("serving CSI", socket=str(self.path))
@@ -50,8 +58,10 @@ class Endpoint:
         finally:
             self.serving.clear()
             self._remove_socket()
-            server.close()
-            # From Python 3.12 on this waits for clients to hang up, and kubelet never does.
+            self._interceptor.refuse()
+            server.close()  # cancels what still runs, which is answered all the same
+            await self._interceptor.drain(_CLOSING)
+            server.hang_up()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSING):
                     await server.wait_closed()
@@ -80,6 +90,24 @@ class Endpoint:
             found = self.path.lstat()
             if (found.st_dev, found.st_ino) == self._identity:
                 self.path.unlink()
+
+
+class _Server(Server):
+    """Hangs up at the end: grpclib leaves that to the clients, and kubelet never does."""
+
+    def __init__(self, services: Sequence[IServable], *, codec: CodecBase) -> None:
+        super().__init__(services, codec=codec)
+        self._connections: WeakSet[H2Protocol] = WeakSet()
+
+    def hang_up(self) -> None:
+        for connection in self._connections:
+            if hasattr(connection, "processor"):  # it has been made
+                connection.processor.close()
+
+    def _protocol_factory(self) -> H2Protocol:
+        connection = super()._protocol_factory()
+        self._connections.add(connection)
+        return connection
 
 
 def _path(address: str) -> Path:

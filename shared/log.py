@@ -4,6 +4,7 @@ Values that may be secret are never logged, and an exception that is no word of 
 it passed through, since its text may quote what it choked on. Everything goes to stderr, also what libraries log.
 """
 
+import json
 import logging
 import os
 import sys
@@ -99,7 +100,14 @@ def _console() -> Any:
 
 def _json(event: Any, **_: Any) -> str:
     """An object that is no plain value is named, not printed: messages and requests print everything they hold."""
-    return orjson.dumps(event, default=lambda value: f"<{type(value).__name__}>").decode()
+    try:
+        return orjson.dumps(event, default=_name).decode()
+    except TypeError:  # text that is no UTF-8, a number beyond 64 bits: a log line never fails
+        return json.dumps(event, default=_name, skipkeys=True)
+
+
+def _name(value: object) -> str:
+    return f"<{type(value).__name__}>"
 
 
 def _exception_as_places(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

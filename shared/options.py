@@ -1,7 +1,7 @@
 """A program's options: from its arguments, or from the environment, and a secret from a file.
 
-Every option `--some-thing` can be given as JUICEFS_CSI_SOME_THING; an argument wins. Arguments are visible to everyone
-on the machine, so a password in one is refused.
+Every option `--some-thing` can be given as JUICEFS_CSI_SOME_THING (`--nats` as JUICEFS_CSI_NATS_URL too); an argument
+wins. Arguments are visible to everyone on the machine, so a password in one is refused.
 """
 
 import argparse
@@ -51,22 +51,23 @@ def nats_url(options: argparse.Namespace) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no text"
         raise NotReady(f"the password of NATS can't be read from {options.nats_password_file}: {reason}") from None
-    scheme, _, rest = url.rpartition("://")
+    first, *others = url.split(",")
+    scheme, _, rest = first.rpartition("://")
     user, _, host = rest.rpartition("@")
-    return f"{scheme or 'nats'}://{f'{user}:' if user else ''}{password}@{host}"
+    return ",".join([f"{scheme or 'nats'}://{f'{user}:' if user else ''}{password}@{host}", *others])
 
 
 def _from_environment(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The environment as arguments, so that argparse checks and converts both alike."""
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask what it knows
-        name = PREFIX + action.dest.upper()
-        value = os.environ.get(name, "")
-        if not value or not action.option_strings:
+        options = [option for option in action.option_strings if option.startswith("--")]
+        names = [PREFIX + name.strip("-").replace("-", "_").upper() for name in (*options, action.dest)]
+        name, value = next(((name, os.environ[name]) for name in names if os.environ.get(name)), ("", ""))
+        if not options or not value:
             continue
-        option = action.option_strings[0]
         if action.nargs != 0:
-            yield f"{option}={value}"
+            yield f"{options[0]}={value}"
         elif value.lower() not in _TRUTH:
             parser.error(f"{name} must be true or false")
         elif _TRUTH[value.lower()]:
-            yield option
+            yield options[0]

@@ -14,11 +14,11 @@ from nats.js import api as jetstream
 from nats.js import errors as jetstream_errors
 
 from shared import events
-from shared.api.juicefs.v1 import Event
 from shared.connection import PATIENCE, cancellable, in_words
 from shared.metrics import Metrics
 
 _KEPT: Final = 1000  # events
+_LONGEST: Final = 32 << 10  # bytes of one event
 _BATCH: Final = 100  # events between two confirmations
 _STREAM_RETRY: Final = 30.0  # seconds
 _LAST_WORDS: Final = 1.0  # seconds, when the program ends
@@ -53,9 +53,13 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._letters)
 
-    def put(self, said: Event) -> None:
+    def put(self, subject: str, payload: bytes) -> None:
+        if len(payload) > _LONGEST:
+            self._metrics.bus_dropped.inc()
+            _log.warning("event too long", subject=subject, bytes=len(payload))
+            return
         # What was not confirmed is sent again: by this id the stream drops what it has already.
-        self._letters.append(_Letter(events.subject(said), bytes(said), {"Nats-Msg-Id": token_hex(8)}))
+        self._letters.append(_Letter(subject, payload, {"Nats-Msg-Id": token_hex(8)}))
         if len(self._letters) > _KEPT:
             self._letters.popleft()
             self._metrics.bus_dropped.inc()

@@ -28,6 +28,7 @@ from shared.metrics import Metrics
 __all__ = ["Interceptor", "Requests", "new_request_id", "request_id"]
 
 _DEFAULT_SECONDS: Final = 60.0
+_SLACK: Final = 0.1  # seconds: a caller who leaves so short before its deadline leaves because of it
 _LONGEST_MESSAGE: Final = 4096  # characters; a header, and some clients refuse more than 8 KiB of them
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET: Final = frozenset({"Probe", "GetPluginInfo", "NodeGetInfo", "NodeGetVolumeStats"})
@@ -50,13 +51,21 @@ class Interceptor:
         self._running: set[asyncio.Task[Any]] = set()
         self._is_draining = False
 
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
     def attach(self, server: Server) -> None:
         listen(server, RecvRequest, self._on_request)
         listen(server, RecvMessage, _on_message)
 
+    def refuse(self) -> None:
+        """From now on new calls are told to try again, and so is one that is cut off."""
+        self._is_draining = True
+
     async def drain(self, grace: float) -> None:
         """Refuse new calls, and wait until those that run are answered, `grace` seconds at most."""
-        self._is_draining = True
+        self.refuse()
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=grace)
             if late:
@@ -83,8 +92,11 @@ class Interceptor:
                 async with asyncio.timeout(_DEFAULT_SECONDS if stream.deadline is None else None):
                     await handler(stream)
             except asyncio.CancelledError:
-                is_late = stream.deadline is not None and stream.deadline.time_remaining() <= 0
+                is_late = stream.deadline is not None and stream.deadline.time_remaining() < _SLACK
                 code = Status.DEADLINE_EXCEEDED if is_late else Status.CANCELLED
+                if self._is_draining:  # cut off by us: the caller is to hear it, and not wait
+                    failure = GRPCError(code := Status.UNAVAILABLE, "the service stopped before it was done: try again")
+                    raise failure from None
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a call runs into becomes a status
                 failure = _status(error, request=request)
@@ -145,13 +157,18 @@ def _status(error: Exception, *, request: str) -> GRPCError:
         case GRPCError():
             return error
         case DriverError():
-            return GRPCError(Status[error.status], str(error)[:_LONGEST_MESSAGE])
+            return GRPCError(Status[error.status], _sendable(str(error)))
         case TimeoutError():
             return GRPCError(Status.DEADLINE_EXCEEDED, f"not done within {_DEFAULT_SECONDS:g} s: try again")
         case _:
             return GRPCError(
                 Status.INTERNAL, f"unexpected {type(error).__name__}: see the service's log for request {request}"
             )
+
+
+def _sendable(text: str) -> str:
+    """What a client of JuiceFS printed may be no UTF-8, and long."""
+    return text[:_LONGEST_MESSAGE].encode(errors="replace").decode()
 
 
 def _tell(rpc: str, *, code: Status, seconds: float, failure: GRPCError | None) -> None:

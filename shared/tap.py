@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     options.add_nats(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--since", type=_moment, metavar="WHEN", help="replay from then: 10m, 1h30m, 2026-11-23T10:00")
+    parser.add_argument("--since", type=moment, metavar="WHEN", help="replay from then: 10m, 1h30m, 2026-11-23T10:00")
     parser.add_argument("--no-follow", dest="follow", action="store_false", help="stop where the past ends")
     parser.add_argument("--node", action="append", default=[], help="only this node (repeatable)")
     parser.add_argument(
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     duration = _DURATION.fullmatch(text)
     if duration is not None and text:
         days, hours, minutes, seconds = (int(part or 0) for part in duration.groups())
