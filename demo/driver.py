@@ -192,7 +192,8 @@ def processes(text: str, *, program: str = "") -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
-                words = (entry / "cmdline").read_bytes()
+                # A client that rewrites its title separates its words by spaces.
+                words = (entry / "cmdline").read_bytes().replace(b" ", b"\0")
                 runs = Path(os.fsdecode(words.partition(b"\0")[0])).name
                 if text.encode() in words and program in {"", runs}:
                     found.append(int(entry.name))

@@ -24,9 +24,10 @@ from services.mountpod.client_log import ClientLog
 from services.mountpod.credentials import Credentials, draft_of, write_private
 from services.mountpod.node import NodeService
 from services.mountpod.supervisor import Supervisor, is_supervisor
-from shared import alive, runner
+from shared import alive
 from shared.errors import Busy, CommandFailed, DriverError, NotReady
 from shared.filesystem import Filesystem
+from shared.formatting import ensure_formatted
 from shared.juicefs import Juicefs
 from shared.layout import Client as ClientPaths
 from shared.settings import ClientSettings
@@ -91,7 +92,7 @@ class Launcher:
             if filesystem.credentials in self._formatted:
                 return
             try:
-                await runner.run(self._juicefs.format(filesystem), timeout=_FORMAT_TIMEOUT)
+                await ensure_formatted(self._juicefs, filesystem, timeout=_FORMAT_TIMEOUT)
             except NotReady as error:
                 reason, colon, _ = str(error).partition(": ")
                 raise CommandFailed(str(error), reason=reason) if colon and reason.isupper() else error from None

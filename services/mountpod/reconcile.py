@@ -17,7 +17,7 @@ from shared.errors import DriverError
 _PERIOD: Final = 30.0
 _AGAIN: Final = 1.0
 """Seconds until the next look when the node service could not be asked."""
-_GRACE: Final = 5.0
+_GRACE: Final = 3.0
 """Seconds that an unused mount is left to the publish that may be about to come again (promise 6: 10 in all)."""
 
 _log = structlog.get_logger()
@@ -51,7 +51,8 @@ class Reconcile:
                 self._due.clear()
                 period = _PERIOD if await self.look() else _AGAIN
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._due.wait(), period)
+                    async with asyncio.timeout(period):
+                        await self._due.wait()
 
     async def look(self) -> bool:
         """The same decisions as by events, from the node's report; False if there is none."""

@@ -197,8 +197,10 @@ def _holder_of(pid: int) -> Path:
     try:
         return _alive_file(pid).readlink()
     except FileNotFoundError:
-        others = Path(f"/proc/{pid}/task").glob(f"*/fd/{_ALIVE_DESCRIPTOR}") if _is_killed(pid) else iter(())
-        return next(others, Path(os.devnull)).readlink()
+        if _is_killed(pid):
+            for other in Path(f"/proc/{pid}/task").glob(f"*/fd/{_ALIVE_DESCRIPTOR}"):
+                return other.readlink()
+        raise
 
 
 def _holds(pid: int, path: Path) -> bool:

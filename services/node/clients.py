@@ -22,7 +22,7 @@ from shared.mounttable import MountEntry, MountTable
 from shared.settings import shared_context, unique_id
 
 ASK_TIMEOUT: Final = 10.0
-ASK_AGAIN: Final = 3.0
+ASK_AGAIN: Final = 1.0
 """Seconds until mountpod is asked again for a client whose mount does not appear: it may have been restarted."""
 
 
@@ -60,18 +60,18 @@ class Clients:
         self._subject = f"juicefs.rpc.mountpod.{node}.Ensure"
         self._known: dict[str, str] = {}
         self._failed: dict[str, tuple[float, MountFailed]] = {}
-        self._starts = 0
+        self._changes = 0
 
     def hear(self, event: Event) -> None:
         """Events of mountpod: a client that failed wakes who waits for it, a superseded one is asked for again.
 
-        A mountpod that has just started knows nothing of what was asked before.
+        A mountpod that has just started knows nothing of what was asked before; nor does one that closes the mount.
         """
         if event.mount_failed is not None:
             self._failed[event.mount] = (time.monotonic(), event.mount_failed)
             self._table.nudge()
-        elif event.service_started is not None:
-            self._starts += 1
+        elif event.service_started is not None or event.mount_closed is not None:
+            self._changes += 1
             self._table.nudge()
         elif event.mount_superseded is not None:
             self._known = {inputs: name for inputs, name in self._known.items() if name != event.mount}
@@ -84,25 +84,23 @@ class Clients:
             CommandFailed: the client could not be started, with its class and last words.
             NotReady: mountpod is away, or the client needs longer than `timeout` seconds.
         """
+        asked_at = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
-                name, asked_at = await self._name(wanted)
+                name = self._known.get(wanted.inputs, "")
+                is_known = bool(name) and self._mounts.mounted(name) is not None
+                if not is_known:
+                    name = await self._ask(wanted)
                 with self._mounts.expect(name):
-                    entry = await self._appears(name, wanted, since=asked_at)
+                    entry = await self._appears(name, wanted, since=asked_at, is_asked=not is_known)
                     self._known[wanted.inputs] = name
                     yield entry
         except TimeoutError:
             raise NotReady(f"the client of volume {wanted.volume_id} is not ready after {timeout:.0f} s") from None
 
-    async def _name(self, wanted: Wanted) -> tuple[str, float]:
-        """The client's name, and since when a failure of it would be news."""
-        name = self._known.get(wanted.inputs, "")
-        if name and (entry := self._mounts.mounted(name)) is not None and await self._answers(entry):
-            return name, time.monotonic()
-        asked_at = time.monotonic()
-        if not self._bus.is_connected:
-            return await self._only_client(wanted), asked_at
-        return await self._ensure(wanted), asked_at
+    async def _ask(self, wanted: Wanted) -> str:
+        """The client's name, from mountpod; with the bus away from what runs here."""
+        return await self._ensure(wanted) if self._bus.is_connected else self._only_client(wanted)
 
     async def _ensure(self, wanted: Wanted) -> str:
         """Ask mountpod for a client: it answers at once with the name."""
@@ -115,7 +113,7 @@ class Clients:
         )
         return (await self._bus.request(self._subject, request, EnsureReply, timeout=ASK_TIMEOUT)).mount
 
-    async def _only_client(self, wanted: Wanted) -> str:
+    def _only_client(self, wanted: Wanted) -> str:
         """Without the bus a client can't be asked for; the volume's only live one is the right one."""
         names = [name for name in self._mounts.names(unique_id(wanted.volume_id)) if self._mounts.mounted(name)]
         if len(names) != 1:
@@ -134,9 +132,9 @@ class Clients:
             file.write(orjson.dumps(dict(wanted.secrets)))
         draft.replace(path)
 
-    async def _appears(self, name: str, wanted: Wanted, *, since: float) -> MountEntry:
+    async def _appears(self, name: str, wanted: Wanted, *, since: float, is_asked: bool) -> MountEntry:
         """Wait for the client's mount: the kernel says when it is there, mountpod if it never will be."""
-        starts = self._starts
+        changes = self._changes
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
@@ -144,14 +142,14 @@ class Clients:
                 if entry is not None and await self._answers(entry):
                     return entry
                 self._raise_failure(name, since=since)
+                if not is_asked or changes != self._changes:
+                    changes, is_asked = self._changes, True
+                    await self._ask(wanted)
                 try:
-                    await asyncio.wait_for(changed.wait(), ASK_AGAIN)
-                    is_asked = starts == self._starts
+                    async with asyncio.timeout(ASK_AGAIN):
+                        await changed.wait()
                 except TimeoutError:
                     is_asked = False
-                if not is_asked:
-                    starts = self._starts
-                    await self._ensure(wanted)
 
     def _raise_failure(self, name: str, *, since: float) -> None:
         failed_at, failure = self._failed.get(name, (0.0, MountFailed()))

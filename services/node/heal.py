@@ -43,7 +43,8 @@ class Healer:
                 await self._rebind()
                 self._give_up()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), PERIOD)
+                    async with asyncio.timeout(PERIOD):
+                        await changed.wait()
 
     async def _rebind(self) -> None:
         """Exactly one mount remains at each target, however often this happens."""

@@ -9,6 +9,7 @@ since whoever holds a copy keeps accesses hanging instead of failing.
 
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -58,11 +59,10 @@ class Keeper:
         listener = _listen(self._client.comm_socket)
         self._task = self._tasks.create_task(self._serve(listener), name=f"keeper {self._client.name}")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop listening and forget the descriptor: the client is ended on purpose."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
         self._client.comm_socket.unlink(missing_ok=True)
         self.forget()
         os.close(self._null)
@@ -87,9 +87,12 @@ class Keeper:
         with closing(connection), suppress(OSError, TimeoutError):
             if not _is_own(connection):
                 return
+            if self._descriptor is not None and _has_ended(self._descriptor):
+                self.forget()
             held = [self._null] if self._descriptor is None else [self._null, self._descriptor]
             socket.send_fds(connection, [self._setup], held)
-            message, descriptors = await asyncio.wait_for(_receive(connection), _ANSWER_TIMEOUT)
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                message, descriptors = await _receive(connection)
             self._hear(message, descriptors)
 
     def _hear(self, message: bytes, descriptors: list[int]) -> None:
@@ -113,7 +116,8 @@ class Keeper:
             connection.connect(str(self._client.own_socket.resolve(strict=True)))
             if not _is_own(connection):
                 return
-            setup, descriptors = await asyncio.wait_for(_receive(connection), _ANSWER_TIMEOUT)
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                setup, descriptors = await _receive(connection)
             with_fuse = [descriptor for descriptor in descriptors if mounter.is_fuse_device(descriptor)]
             if with_fuse:
                 # The client gave its copy away and takes it back with this message.
@@ -130,6 +134,13 @@ def _listen(path: Path) -> socket.socket:
     path.chmod(0o600)
     listener.listen(8)
     return listener
+
+
+def _has_ended(descriptor: int) -> bool:
+    """True for a connection that was aborted or unmounted: nobody can carry it on."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _is_own(connection: socket.socket) -> bool:

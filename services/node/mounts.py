@@ -1,6 +1,7 @@
 """The clients' mounts on this machine: prepared before a client starts, seen in the mount table, closed when unused."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,10 @@ from shared.threads import in_thread
 log = structlog.get_logger()
 
 _UNMOUNT_TIMEOUT: Final = 10.0
+_BUSY: Final = 2.0
+"""Seconds that the kernel may call an unused mount busy."""
+_PREPARED: Final = 60.0
+"""Seconds that what was prepared is left to the client that is about to start in it."""
 
 
 class Say(Protocol):
@@ -49,13 +54,14 @@ class Mounts:
         self._metrics = metrics
         self._keepers: dict[str, Keeper] = {}
         self._expected: Counter[str] = Counter()
+        self._prepared: dict[str, float] = {}
         self.closing: set[str] = set()
 
     async def run(self) -> None:
         """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
-                if self._table.top(str(self._client(name).mount_point)) is not None:
+                if self._client(name).state.exists() or self._table.top(str(self._client(name).mount_point)):
                     self._keep(name, self._tasks)
                     self._tasks.create_task(self._restore(name), name=f"restore {name}")
             self.restored.set()
@@ -79,6 +85,7 @@ class Mounts:
         if name in self.closing or self._tasks is None:
             raise NotReady(f"{name} is being closed, or the node service has just started: ask again")
         client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._prepared[name] = time.monotonic()
         self._keep(name, self._tasks)
         await self._clear(client)
         if self._table.top(str(client.mount_point)) is None:
@@ -174,29 +181,49 @@ class Mounts:
 
     async def close(self, name: str) -> bool:
         """Unmount the client's mount unless somebody uses it; True if somebody does. The client ends by itself."""
-        client = self._client(name)
-        if self._expected[name] or name in self.closing or self.binds(name):
+        if self._is_used(name) or name in self.closing:
             return True
         self.closing.add(name)
         try:
-            while self._table.top(str(client.mount_point)) is not None:
-                unmounting = in_thread(lambda: mounter.unmount_unused(client.mount_point), name=f"unmount {name}")
-                if not await asyncio.wait_for(unmounting, _UNMOUNT_TIMEOUT):
-                    return True
+            if not await self._unmount(name):
+                return True
             if keeper := self._keepers.pop(name, None):
-                await keeper.close()
-            mounter.remove_mount_point(client.mount_point)
+                keeper.close()
+            mounter.remove_mount_point(self._client(name).mount_point)
         finally:
             self.closing.discard(name)
+            self._table.nudge()  # a publish may wait to know how this ends
         return False
 
+    def _is_used(self, name: str) -> bool:
+        return bool(self._expected[name] or self.binds(name))
+
+    async def _unmount(self, name: str) -> bool:
+        """True once nothing is mounted; False if it is in use. A glance of the client itself is no use: it passes."""
+        point = self._client(name).mount_point
+        deadline = time.monotonic() + _BUSY
+        while self._table.top(str(point)) is not None:
+            unmounting = in_thread(lambda: mounter.unmount_unused(point), name=f"unmount {name}")
+            async with asyncio.timeout(_UNMOUNT_TIMEOUT):
+                is_unmounted = await unmounting
+            if not is_unmounted:
+                if self._is_used(name) or time.monotonic() > deadline:
+                    return False
+                await asyncio.sleep(0.05)
+        return True
+
     def report(self) -> list[MountReport]:
-        """What is mounted here; empty directories that nothing needs any more are removed on the way."""
-        return [self._report(name) for name in self.names() if not self._sweep(name)]
+        """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
+        recent = time.monotonic() - _PREPARED
+        for name in self.names():
+            if self._prepared.get(name, 0.0) < recent:
+                self._sweep(name)
+        return [self._report(name) for name in self.names()]
 
     def hear(self, event: Event) -> None:
-        """Events of mountpod: a client that has ended leaves an empty directory."""
-        if event.mount_closed is not None and is_mount_name(event.mount):
+        """Events of mountpod: a client that has ended, or never came up, leaves an empty directory."""
+        has_ended = event.mount_closed is not None or event.mount_failed is not None
+        if has_ended and is_mount_name(event.mount):
             self._sweep(event.mount)
 
     def _report(self, name: str) -> MountReport:
@@ -207,14 +234,18 @@ class Mounts:
             expected=bool(self._expected[name]),
         )
 
-    def _sweep(self, name: str) -> bool:
-        """Remove what is left of a closed client; rmdir refuses a directory that still holds something."""
+    def _sweep(self, name: str) -> None:
+        """Remove what is left of a client that mountpod has given up; rmdir refuses what holds something."""
         client = self._client(name)
-        if name in self._keepers or self._expected[name]:
-            return False
+        if self._expected[name] or name in self.closing or client.state.exists() or self.mounted(name):
+            return
+        if keeper := self._keepers.pop(name, None):
+            keeper.close()
+        client.comm_socket.unlink(missing_ok=True)
         with suppress(OSError):
+            mounter.remove_mount_point(client.mount_point)
             client.directory.rmdir()
-        return not client.directory.exists()
+        self._prepared.pop(name, None)
 
     def _client(self, name: str) -> Client:
         if not is_mount_name(name):

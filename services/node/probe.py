@@ -44,7 +44,8 @@ class Probes:
         since, answer = self._asked[key]
         remaining = max(since + PATIENCE - time.monotonic(), 0)
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), remaining)
+            async with asyncio.timeout(remaining):
+                return await asyncio.shield(answer)
         except TimeoutError:
             raise NotReady(f"the client of {entry.source} at {entry.mount_point} does not answer") from None
         except OSError as error:
