@@ -159,12 +159,15 @@ class Client:
                 self._supervisor.release()  # the service ends, the client does not
 
     async def _live(self) -> float:
-        """One life: from a start, or an adoption, to the end of all its processes. The seconds that it served."""
-        served = 0.0
+        """One life: from a start, or an adoption, to the end of all its processes. Its seconds; 0 if it never served."""
+        began = time.monotonic()
         try:
-            served = await self._serve(await self._start())
+            await self._serve(await self._start())
         except DriverError as error:
+            supervisor = self._supervisor
             await self._end_processes(grace=_FAILED_GRACE)
+            if supervisor is not None and supervisor.exit_code == 0:
+                return served  # it was unmounted before we saw it mounted: no failure, and who asked since gets another
             if not self._was_mounted:
                 self._remove_files()
                 raise
@@ -173,7 +176,8 @@ class Client:
                 self.say(failed(error))
         else:
             await self._end_processes(grace=_END_GRACE if self._ended.is_set() else 0.0)
-        return served
+            return time.monotonic() - began
+        return 0.0
 
     async def _start(self) -> Supervisor:
         """Until the mount is there, served by this client."""
@@ -214,9 +218,8 @@ class Client:
                     async with asyncio.timeout(_LOOK):
                         await changed.wait()
 
-    async def _serve(self, supervisor: Supervisor) -> float:
-        """Until this life ends. The seconds from now to then."""
-        began = time.monotonic()
+    async def _serve(self, supervisor: Supervisor) -> None:
+        """Until this life's end."""
         self._is_ready, self._is_asked = True, False
         self._ended.clear()
         if not self._was_mounted:
@@ -228,7 +231,6 @@ class Client:
         structlog.contextvars.unbind_contextvars("request_id", "rpc")
         await supervisor.over()
         self._is_ready = False
-        return time.monotonic() - began
 
     async def _end_processes(self, *, grace: float) -> None:
         """A serving child may outlive its supervisor: it has to make way for the next."""
