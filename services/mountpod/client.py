@@ -159,7 +159,7 @@ class Client:
                 self._supervisor.release()  # the service ends, the client does not
 
     async def _live(self) -> float:
-        """One life: from a start, or an adoption, to the end of all its processes. Its seconds; 0 if it never served."""
+        """One life, from a start or an adoption to the end of all its processes. Its seconds; 0 if it never served."""
         began = time.monotonic()
         try:
             await self._serve(await self._start())
@@ -167,7 +167,7 @@ class Client:
             supervisor = self._supervisor
             await self._end_processes(grace=_FAILED_GRACE)
             if supervisor is not None and supervisor.exit_code == 0:
-                return served  # it was unmounted before we saw it mounted: no failure, and who asked since gets another
+                return 0.0  # it was unmounted before we saw it mounted: no failure, and who asked since gets another
             if not self._was_mounted:
                 self._remove_files()
                 raise

@@ -104,7 +104,7 @@ async def test_a_client_ends_by_itself_if_it_does(start: Start) -> None:
 
 
 async def test_a_lock_that_nobody_seen_holds_is_left(paths: Client) -> None:
-    """A client in another pid namespace is not taken for dead. (Held here, but not where a client would hold it.)"""
+    """A client in another pid namespace is not taken for dead; here the lock is not held where a client would."""
     lock = alive.lock(paths.alive)
     assert lock is not None
     elsewhere = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, 10)
