@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from grpclib.client import Channel
 
@@ -83,12 +84,12 @@ async def listening(nats_url: str, line: Timeline) -> AsyncIterator[Bus]:
 
 
 @asynccontextmanager
-async def calling(controller: str, node: str, *, pods: Path, secrets: dict[str, str]) -> AsyncIterator[Orchestrator]:
-    """An orchestrator on both CSI sockets."""
+async def calling(controller: str, node: str, **settings: Any) -> AsyncIterator[Orchestrator]:
+    """An orchestrator on both CSI sockets, with these settings."""
     channels = Channel(path=controller), Channel(path=node)
     both = stubs(*channels)
     try:
-        yield Orchestrator(controller=both[0], node=both[1], pods=pods, secrets=secrets)
+        yield Orchestrator(controller=both[0], node=both[1], **settings)
     finally:
         for channel in channels:
             channel.close()
@@ -102,7 +103,9 @@ async def play_here(line: Timeline) -> None:
             checked.append(f"all serve; everything lies below {driver.base}")
         bus = await stack.enter_async_context(listening(driver.nats_url, line))
         sockets = str(driver.socket("controller")), str(driver.socket("node"))
-        csi = await stack.enter_async_context(calling(*sockets, pods=driver.pods, secrets=driver.secrets))
+        csi = await stack.enter_async_context(
+            calling(*sockets, pods=driver.pods, secrets=driver.secrets, mount_options=driver.mount_options)
+        )
         await Story(line=line, machine=LocalMachine(driver=driver, bus=bus), orchestrator=csi).tell()
     line.title("Afterwards")
     with line.step("look for what is left") as checked:

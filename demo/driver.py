@@ -77,6 +77,11 @@ class Driver:
             "bucket": f"{self.base}/objects/",
         }
 
+    @property
+    def mount_options(self) -> str:
+        """What keeps a client's cache below our directory too."""
+        return f"cache-dir={self.base}/cache"
+
     def socket(self, service: str) -> Path:
         return self.base / f"{service}.sock"
 

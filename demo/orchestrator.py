@@ -41,12 +41,20 @@ def capability(mode: Mode = Mode.MULTI_NODE_MULTI_WRITER, *flags: str) -> Volume
 
 @dataclass(kw_only=True)
 class Orchestrator:
-    """Calls the controller and the node with one Secret; targets lie below `pods` as kubelet lays them out."""
+    """Calls the controller and the node with one Secret; targets lie below `pods` as kubelet lays them out.
+
+    `mount_options` stand in every StorageClass and volume, comma-separated.
+    """
 
     controller: ControllerStub
     node: NodeStub
     pods: Path
     secrets: dict[str, str]
+    mount_options: str = ""
+
+    @property
+    def _parameters(self) -> dict[str, str]:
+        return {"mountOptions": self.mount_options} if self.mount_options else {}
 
     def target(self, pod: str, volume: str) -> Path:
         return self.pods / "pods" / pod / "volumes" / "kubernetes.io~csi" / volume / "mount"
@@ -57,6 +65,7 @@ class Orchestrator:
                 name=name,
                 capacity_range=CapacityRange(required_bytes=size),
                 volume_capabilities=[capability()],
+                parameters=self._parameters,
                 secrets=self.secrets,
             )
         )
@@ -92,7 +101,7 @@ class Orchestrator:
                 volume_capability=capability(mode),
                 readonly=read_only,
                 secrets=self.secrets,
-                volume_context=dict(context or {}),
+                volume_context=self._parameters | dict(context or {}),
             )
         )
 

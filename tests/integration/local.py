@@ -70,7 +70,13 @@ async def local(*services: str, grace: float = 60.0) -> AsyncIterator[Local]:
         try:
             yield Local(
                 driver=driver,
-                csi=Orchestrator(controller=both[0], node=both[1], pods=driver.pods, secrets=driver.secrets),
+                csi=Orchestrator(
+                    controller=both[0],
+                    node=both[1],
+                    pods=driver.pods,
+                    secrets=driver.secrets,
+                    mount_options=driver.mount_options,
+                ),
             )
         finally:
             controller.close()
