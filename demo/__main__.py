@@ -8,8 +8,9 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ async def calling(controller: str, node: str, **settings: Any) -> AsyncIterator[
             channel.close()
 
 
+async def orderly(story: Coroutine[Any, Any, None]) -> None:
+    """SIGTERM ends the story as Ctrl-C does: everything is cleaned up."""
+    task = asyncio.ensure_future(story)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
+
+
 async def play_here(line: Timeline) -> None:
     line.title("JuiceFS CSI driver: nats-server, controller, mountpod and node as processes on this machine")
     async with AsyncExitStack() as stack:
@@ -140,7 +148,7 @@ def main() -> int:
     log.configure(level="error")
     line = Timeline()
     try:
-        asyncio.run(play_there(line, options) if options.attach else play_here(line))
+        asyncio.run(orderly(play_there(line, options) if options.attach else play_here(line)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\ninterrupted; everything is cleaned up", file=sys.stderr)
         return 130

@@ -37,7 +37,7 @@ _CLASSES: Final = tuple(
         MOUNT_OPTION: (
             r"unknown option",
             r"flag provided but not defined",
-            r"invalid value .* for flag",
+            r"invalid value .* for",
             r"flag needs an argument",
             r"requires at least 2 arguments",
             r"should not be less than",

@@ -38,6 +38,11 @@ class Metrics:
         self.volume_errors = Gauge("juicefs_volume_errors", "Failed publishes", registry=registry)
         self.volume_del_errors = Gauge("juicefs_volume_del_errors", "Failed unpublishes", registry=registry)
         self.provision_errors = Gauge("juicefs_provision_errors", "Failed creations of volumes", registry=registry)
+        self.failed = {
+            "NodePublishVolume": self.volume_errors,
+            "NodeUnpublishVolume": self.volume_del_errors,
+            "CreateVolume": self.provision_errors,
+        }
         self.path_health = Gauge(
             "juicefs_volume_path_health",
             "1 when the target answers, else 0",

@@ -44,6 +44,7 @@ _RESOLVE_BENEATH: Final = 0x8
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_IMMUTABLE_FL: Final = 0x10
+_FUSE_CONTROL: Final = "/sys/fs/fuse/connections"
 _KEPT_OPTIONS: Final = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -241,12 +242,12 @@ def _set_immutable(path: Path, *, on: bool) -> None:
 @contextmanager
 def fuse_control(table: MountTable, own: Path) -> Iterator[Path]:
     """The kernel's list of FUSE connections: where the machine has it, or else mounted at `own` while inside."""
-    present = [entry.mount_point for entry in table.read() if entry.fs_type == "fusectl"]
-    if present and present[0] != str(own):
-        yield Path(present[0])
+    present = {entry.mount_point for entry in table.read(having=" - fusectl ")}
+    if _FUSE_CONTROL in present:
+        yield Path(_FUSE_CONTROL)
         return
     own.mkdir(parents=True, exist_ok=True)
-    if not present:
+    if str(own) not in present:
         _mount("fusectl", str(own), _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, fs_type="fusectl")
     try:
         yield own

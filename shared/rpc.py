@@ -107,6 +107,8 @@ class Interceptor:
             finally:
                 seconds = time.perf_counter() - started
                 self._metrics.rpc.labels(rpc, code.name).observe(seconds)
+                if code is not Status.OK and rpc in self._metrics.failed:
+                    self._metrics.failed[rpc].inc()
                 _tell(rpc, code=code, seconds=seconds, failure=failure)
 
 

@@ -33,7 +33,7 @@ from shared.layout import Client as ClientPaths
 from shared.settings import ClientSettings
 
 _PREPARE_TIMEOUT: Final = 10.0
-_PREPARE_AGAIN_TIMEOUT: Final = 1.0
+_PREPARE_AGAIN_TIMEOUT: Final = 5.0
 _FORMAT_TIMEOUT: Final = 12.0
 _TMP: Final = "/tmp"  # noqa: S108 - the client's choice
 _DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/root"}

@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import closing, suppress
+from contextvars import Context
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +58,11 @@ class Keeper:
     def open(self) -> None:
         """Listen for the client."""
         listener = _listen(self._client.comm_socket)
-        self._task = self._tasks.create_task(self._serve(listener), name=f"keeper {self._client.name}")
+        self._task = self._tasks.create_task(
+            self._serve(listener),
+            name=f"keeper {self._client.name}",
+            context=Context(),  # what it hears later is no part of the request that it was opened for
+        )
 
     def close(self) -> None:
         """Stop listening and forget the descriptor: the client is ended on purpose."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
 import betterproto2
@@ -59,6 +60,7 @@ class Mounts:
 
     async def run(self) -> None:
         """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
+        self._sweep_points()
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
                 if self._client(name).state.exists() or self._table.top(str(self._client(name).mount_point)):
@@ -114,7 +116,11 @@ class Mounts:
             except DeadMount:
                 mounter.unmount(entry.mount_point)
             except NotReady:
-                return
+                if alive.is_alive(client.alive):
+                    return
+                # Its processes were killed while they waited for themselves: only an end of the connection frees them.
+                self._probes.abort(entry)
+                mounter.unmount(entry.mount_point)
             else:
                 return
 
@@ -246,6 +252,14 @@ class Mounts:
             mounter.remove_mount_point(client.mount_point)
             client.directory.rmdir()
         self._prepared.pop(name, None)
+
+    def _sweep_points(self) -> None:
+        """Remove the mount points of clients that a reboot ended: what lay beside them on the tmpfs is gone."""
+        known = {*self.names(), *(Path(entry.mount_point).name for entry in self._table.clients())}
+        for path in self._layout.mount_root.glob("*"):
+            if is_mount_name(path.name) and path.name not in known:
+                with suppress(OSError):
+                    mounter.remove_mount_point(path)
 
     def _client(self, name: str) -> Client:
         if not is_mount_name(name):

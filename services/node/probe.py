@@ -51,13 +51,6 @@ class Probes:
         except OSError as error:
             raise DeadMount(f"the client of {entry.source} is gone: {error.strerror}") from error
 
-    def waiting(self, entry: MountEntry) -> int:
-        """Calls that the client has not answered yet, from the kernel; 0 also when the connection is gone."""
-        try:
-            return int((self._control / str(entry.minor) / "waiting").read_text())
-        except FileNotFoundError:
-            return 0
-
     def abort(self, entry: MountEntry) -> None:
         """End the connection: every call into it fails from now on, instead of hanging.
 

@@ -2,10 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-
-from prometheus_client import Gauge
+from collections.abc import Mapping
+from contextlib import suppress
 
 from services.node.clients import Wanted
 from services.node.probe import DeadMount, Probes
@@ -44,7 +42,11 @@ _CAPABILITIES = (
     NodeServiceCapabilityRpcType.VOLUME_CONDITION,
     NodeServiceCapabilityRpcType.SINGLE_NODE_MULTI_WRITER,
 )
-_POD_UID = re.compile(r"/pods/(?P<uid>[^/]+)/")
+_POD_UID = re.compile(r"/pods/(?P<uid>[^/]+)/volumes/")
+_READERS = (
+    VolumeCapabilityAccessModeMode.MULTI_NODE_READER_ONLY,
+    VolumeCapabilityAccessModeMode.SINGLE_NODE_READER_ONLY,
+)
 
 
 class NodeService(NodeBase):
@@ -62,8 +64,7 @@ class NodeService(NodeBase):
 
     async def node_publish_volume(self, message: NodePublishVolumeRequest) -> NodePublishVolumeResponse:
         """CSI spec, NodePublishVolume."""
-        with _counted(self._metrics.volume_errors):
-            await self._targets.publish(self._publication(message))
+        await self._targets.publish(self._publication(message))
         return NodePublishVolumeResponse()
 
     def _publication(self, message: NodePublishVolumeRequest) -> Publication:
@@ -99,8 +100,7 @@ class NodeService(NodeBase):
         """CSI spec, NodeUnpublishVolume."""
         volume_id = require_text(message.volume_id, field="volume_id")
         target = TargetPath.parse(message.target_path, root=self._pods)
-        with _counted(self._metrics.volume_del_errors):
-            self._targets.unpublish(target, volume_id)
+        self._targets.unpublish(target, volume_id)
         with suppress(KeyError):
             self._metrics.path_health.remove(*_health_labels(volume_id, str(target)))
         return NodeUnpublishVolumeResponse()
@@ -137,15 +137,6 @@ class NodeService(NodeBase):
         )
 
 
-@contextmanager
-def _counted(errors: Gauge) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        errors.inc()
-        raise
-
-
 def _health_labels(volume_id: str, path: str) -> tuple[str, str, str]:
     """Volume, path, and the pod's UID or else the path again (behaviour.md 8.5)."""
     pod = _POD_UID.search(path)
@@ -156,8 +147,7 @@ def _mount_options(capability: VolumeCapability) -> tuple[str, ...]:
     """The volume's own options; a volume that may only be read gets a client that can only read."""
     flags = capability.mount.mount_flags if capability.mount is not None else []
     mode = capability.access_mode.mode if capability.access_mode is not None else None
-    reader = mode == VolumeCapabilityAccessModeMode.MULTI_NODE_READER_ONLY
-    return (*flags, "ro") if reader else tuple(flags)
+    return (*flags, "ro") if mode in _READERS else tuple(flags)
 
 
 def _texts(values: Mapping[str, str], *, field: str) -> dict[str, str]:

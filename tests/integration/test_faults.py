@@ -11,6 +11,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from demo.orchestrator import working
+from shared import mounter
 from tests.integration.local import Local, local, status, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -118,3 +119,12 @@ async def test_nats_comes_back_and_everything_goes_on(machine: Local) -> None:
     await again(lambda: machine.csi.publish("back", target))
     await machine.csi.unpublish("back", target)
     await until(lambda: not machine.driver.clients(), timeout=100)
+
+
+async def test_mount_points_of_a_reboot_are_removed(machine: Local) -> None:
+    """What lay on the tmpfs is gone, the immutable directories are not: nobody else would remove them."""
+    left = machine.driver.layout.mount_root / "rebooted-abcdef"
+    mounter.make_mount_point(left)
+    await machine.driver.stop("node")
+    await machine.driver.start("node")
+    assert not left.exists()

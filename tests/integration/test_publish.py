@@ -57,6 +57,15 @@ async def test_a_read_only_target_refuses_writes_beside_a_writable_one(machine: 
     assert machine.layers(one)[0].device == machine.layers(two)[0].device
 
 
+@pytest.mark.parametrize("mode", [Mode.MULTI_NODE_READER_ONLY, Mode.SINGLE_NODE_READER_ONLY])
+async def test_a_volume_for_readers_cannot_be_written(machine: Local, mode: Mode) -> None:
+    """Behaviour.md 1.10: its client is read-only, whatever the target says."""
+    target = machine.target("a", f"readers-{mode.value}")
+    await machine.csi.publish(f"readers-{mode.value}", target, mode=mode)
+    with pytest.raises(OSError, match="Read-only"):
+        await asyncio.to_thread((target / "file").touch)
+
+
 async def test_another_access_at_the_same_target_already_exists(machine: Local) -> None:
     """CSI spec: incompatible with the one published there."""
     target = machine.target("a", "incompatible")
