@@ -96,7 +96,9 @@ class MountTable:
     def top(self, path: str) -> MountEntry | None:
         """The mount that a path walk ends in, or None."""
         layers = self.at(path)
-        return layers[-1] if layers else None
+        # Not always the last line: a mount that was slid beneath another is listed after it.
+        covered = {entry.parent_id for entry in layers}
+        return next((entry for entry in reversed(layers) if entry.mount_id not in covered), None)
 
     async def run(self) -> None:
         """Watch for changes until cancelled; without it nobody who waits is woken."""

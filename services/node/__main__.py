@@ -85,7 +85,7 @@ async def assemble(program: app.App, *, layout: Layout, table: MountTable, probe
     answer_mountpod(bus, mounts, node=options.node)
     for hear in (clients.hear, mounts.hear):
         bus.on_event(f"juicefs.event.mountpod.{options.node}.>", hear)
-    metrics.mounts.set_function(lambda: sum(1 for name in mounts.names() if mounts.mounted(name)))
+    metrics.mounts.set_function(lambda: len(mounts.present()))
     program.ready_when("csi", lambda: None if endpoint.serving.is_set() else "the CSI socket is not served")
 
     program.background(bus.run(), name="bus")

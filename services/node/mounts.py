@@ -133,10 +133,10 @@ class Mounts:
         entry = self._table.top(str(self._client(name).mount_point))
         return entry if entry is not None and entry.is_juicefs and name not in self.closing else None
 
-    def device(self, name: str) -> str:
-        """The device of the client's mount, "major:minor"; empty if it is not mounted."""
-        entry = self.mounted(name)
-        return entry.device if entry else ""
+    def present(self) -> dict[str, MountEntry]:
+        """Each client's own mount, alive or not, by mount name: one look at the table for all of them."""
+        points = {str(self._client(name).mount_point): name for name in self.names() if name not in self.closing}
+        return {points[entry.mount_point]: entry for entry in self._table.clients() if entry.mount_point in points}
 
     def orphans(self) -> list[str]:
         """The mounts whose client is dead, and whose connection we keep open for the next one."""
@@ -233,9 +233,10 @@ class Mounts:
             self._sweep(event.mount)
 
     def _report(self, name: str) -> MountReport:
+        entry = self.mounted(name)
         return MountReport(
             mount=name,
-            device=self.device(name),
+            device=entry.device if entry else "",
             targets=[bind.mount_point for bind in self.binds(name)],
             expected=bool(self._expected[name]),
         )

@@ -190,7 +190,7 @@ class Targets:
     def _names(self, path: str) -> set[str]:
         """The clients that the target's layers are of: by our note, or by the device of a bind that we did not make."""
         devices = {entry.device for entry in self._table.at(path)}
-        found = {name for name in self._mounts.names() if self._mounts.device(name) in devices}
+        found = {name for name, entry in self._mounts.present().items() if entry.device in devices}
         return found | ({self._bindings.name(path)} - {""})
 
     def _unmount(self, path: str) -> None:

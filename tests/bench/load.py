@@ -8,8 +8,9 @@ from typing import Final
 from shared.api.csi.v1 import IdentityStub, ProbeRequest
 from shared.domain import GIB
 from tests.bench import machine
+from tests.bench.binding import Pairs
 from tests.bench.floors import BareBind
-from tests.bench.rows import SETTLE, Row, Tell, alternate, latency, timed
+from tests.bench.rows import Row, Tell, alternate, latency, timed
 from tests.bench.setting import Setting, setting
 
 _MOUNTS: Final = 100
@@ -17,7 +18,7 @@ _AT_ONCE: Final = 4
 _CLIENT: Final = 128 << 20  # bytes that one client may need
 _SMALL: Final = "buffer-size=32,cache-size=0,no-bgjob,backup-meta=0,no-usage-report"
 _VOLUMES: Final = 10
-_WARM: Final = 20
+_AGAIN: Final = 20
 _MEMORY: Final[dict[str, float | None]] = {"node": 45, "mountpod": 60, "controller": 60, "nats": None}
 """Each process, and how many MiB it may have."""
 _IN_FLIGHT: Final = 32
@@ -59,7 +60,7 @@ async def _rate(stub: IdentityStub) -> float:
 
 
 async def many(tell: Tell) -> list[Row]:
-    """Many clients: PSS of each service beside 100 of them with 2 targets each, of one client, and a warm publish."""
+    """PSS of each process beside 100 clients with 200 targets, of one client; a publish and an unpublish there."""
     clients = min(_MOUNTS, machine.available() // _CLIENT)
     async with setting() as place:
         rest = {name: _pss(place, name) for name in _MEMORY}
@@ -68,14 +69,17 @@ async def many(tell: Tell) -> list[Row]:
         await _spread(lambda volume, pod: _publish(place, volume, pod), targets, tell=tell)
         full = {name: _pss(place, name) for name in _MEMORY}
         client = sum(machine.pss(pid) for pid in place.driver.clients()) / clients
-        warm = await _warm(place, tell)
+        bare = BareBind(server=place.bare, base=place.driver.base, source=str(place.target("0", "bench-0")))
+        again = Pairs(place=place, bare=bare, volume="bench-0", options=_SMALL)
+        bound, unbound = await again.published(_AGAIN, tell=tell), await again.unpublished(_AGAIN, tell=tell)
         for volume in volumes:
             await place.csi.delete(volume.volume_id)
         await _spread(lambda volume, pod: place.unpublish(volume, place.target(pod, volume)), targets, tell=tell)
         await place.no_clients()
     what = f"with {clients} clients and {2 * _MOUNTS} targets"
     return [
-        latency("warm-many", *warm, what=f"publish, the client runs, {what}", times=6),
+        latency("warm-many", *bound, what=f"publish, the client runs, {what}", times=6),
+        latency("unpublish-many", *unbound, what=f"unpublish, the client goes on, {what}", times=6),
         *(
             Row(
                 name=f"memory-{name}",
@@ -92,25 +96,6 @@ async def many(tell: Tell) -> list[Row]:
 
 async def _publish(place: Setting, volume: str, pod: str) -> float:
     return await place.publish(volume, place.target(pod, volume), options=_SMALL)
-
-
-async def _warm(place: Setting, tell: Tell) -> tuple[list[float], list[float]]:
-    """Publishes of one volume whose client runs, beside the floor."""
-    volume = "bench-0"
-    bare = BareBind(server=place.bare, base=place.driver.base, source=str(place.target("0", volume)))
-
-    async def ours(number: int) -> float:
-        seconds = await _publish(place, volume, f"again-{number}")
-        await asyncio.sleep(SETTLE)
-        await place.unpublish(volume, place.target(f"again-{number}", volume))
-        return seconds
-
-    async def floor(number: int) -> float:
-        seconds = await bare.bind(number)
-        await bare.unbind(number)
-        return seconds
-
-    return await alternate(_WARM, ours, floor, tell=tell)
 
 
 def _pss(place: Setting, name: str) -> float:
