@@ -6,10 +6,10 @@ Kernel sources of the rules: mount(2), umount2(2), openat2(2), move_mount(2), io
 """
 
 import ctypes
-import dataclasses
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -25,8 +25,6 @@ _MS_RDONLY: Final = 0x1
 _MS_NOSUID: Final = 0x2
 _MS_NODEV: Final = 0x4
 _MS_NOEXEC: Final = 0x8
-_MS_REMOUNT: Final = 0x20
-_MS_BIND: Final = 0x1000
 _MNT_DETACH: Final = 0x2
 _UMOUNT_NOFOLLOW: Final = 0x8
 _SYS_OPEN_TREE: Final = 428
@@ -41,11 +39,13 @@ _MOVE_BENEATH: Final = 0x200
 _RESOLVE_NO_MAGICLINKS: Final = 0x2
 _RESOLVE_NO_SYMLINKS: Final = 0x4
 _RESOLVE_BENEATH: Final = 0x8
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_IMMUTABLE_FL: Final = 0x10
+_KERNEL: Final = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+_SLIDES_BENEATH: Final = (6, 5)
 _FUSE_CONTROL: Final = "/sys/fs/fuse/connections"
-_KEPT_OPTIONS: Final = {"ro": _MS_RDONLY, "nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,10 +64,6 @@ def _syscall(number: int, *args: object) -> int:
 def _mount(source: str, target: str, flags: int, *, fs_type: str | None = None) -> None:
     kind = fs_type.encode() if fs_type else None
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), kind, ctypes.c_ulong(flags), None))
-
-
-def _by_descriptor(descriptor: int) -> str:
-    return f"/proc/self/fd/{descriptor}"
 
 
 @contextmanager
@@ -101,10 +97,10 @@ def _make_directories(root: int, parts: list[str]) -> None:
             os.close(parent)
 
 
-def _open_beneath(root: int, relative: str) -> int:
+def _open_beneath(root: int, relative: str, flags: int = _DIRECTORY) -> int:
     how = struct.pack(
         "QQQ",
-        os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+        flags,
         0,
         _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS,
     )
@@ -112,68 +108,71 @@ def _open_beneath(root: int, relative: str) -> int:
         return _syscall(_SYS_OPENAT2, root, os.fsencode(relative), how, ctypes.c_size_t(len(how)))
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EXDEV, errno.ENOTDIR}:
-            raise InvalidRequest("target_path contains a symlink or something that is no directory") from error
+            raise InvalidRequest("the path contains a symlink, or something that is no directory") from error
         raise
 
 
 def bind(source: MountEntry, target: int, *, read_only: bool) -> None:
-    """Mount what is mounted at `source` at an open target directory as well."""
-    _mount(source.mount_point, _by_descriptor(target), _MS_BIND)
-    if read_only:
-        # A remount sets all flags anew, so those that the source has must be said again.
-        kept = sum(flag for option, flag in _KEPT_OPTIONS.items() if option in source.options)
-        with _top_of(target) as mounted:
-            _mount("", _by_descriptor(mounted), _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept)
+    """Mount what is mounted at `source` at an open target directory as well; seen whole, or not at all."""
+    with _open_path(source.mount_point) as root, _clone(root, read_only=read_only) as tree:
+        _move(tree, target)
 
 
 def replace(dead: MountEntry, living: MountEntry) -> None:
     """Put `living` in the place of the mount `dead`, the top one at its mount point; never bare in between.
 
     The new mount slides beneath the old one, which is then taken off (Linux 6.5); where the kernel can't do that, the
-    old one is taken off first. A bind of a directory inside the file system stays one of that directory.
+    old one is taken off first. A bind of something inside the file system stays one of that: it is looked up, so this
+    may wait for the client, and never through a symlink, since what is inside belongs to a tenant.
+
+    Raises:
+        InvalidRequest: what was bound is not there any more, as it was.
     """
-    inner = "" if dead.root == living.root else dead.root.removeprefix(living.root.rstrip("/"))
-    source = dataclasses.replace(living, mount_point=living.mount_point + inner)
-    try:
-        _slide_beneath(dead, source)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOSYS}:
-            raise
-        unmount(dead.mount_point)
-        with _open_path(dead.mount_point) as bare:
-            bind(source, bare, read_only=dead.is_read_only)
-    else:
-        unmount(dead.mount_point)
+    inner = "" if dead.root == living.root else dead.root.removeprefix(living.root.rstrip("/")).strip("/")
+    with (
+        _open_path(living.mount_point) as root,
+        _inside(root, inner) as source,
+        _clone(source, read_only=dead.is_read_only) as tree,
+    ):
+        try:
+            with _open_path(dead.mount_point) as top:
+                _move(tree, top, flags=_MOVE_BENEATH)
+        except OSError as error:
+            if error.errno != errno.EINVAL or _KERNEL >= _SLIDES_BENEATH:
+                raise
+            unmount(dead.mount_point)
+            with _open_path(dead.mount_point) as bare:
+                _move(tree, bare)
+        else:
+            unmount(dead.mount_point)
 
 
-def _slide_beneath(dead: MountEntry, source: MountEntry) -> None:
-    tree = _clone(source.mount_point, read_only=dead.is_read_only)
+@contextmanager
+def _inside(root: int, inner: str) -> Iterator[int]:
+    """A directory or file below an open root, itself when `inner` is empty."""
+    descriptor = _open_beneath(root, inner, os.O_PATH | os.O_CLOEXEC) if inner else os.dup(root)
     try:
-        with _open_path(dead.mount_point) as target:
-            _syscall(_SYS_MOVE_MOUNT, tree, b"", target, b"", ctypes.c_uint(_MOVE_EMPTY_PATHS | _MOVE_BENEATH))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _clone(source: int, *, read_only: bool) -> Iterator[int]:
+    """A detached bind of what is open at `source`, as a descriptor; read-only from its first moment (Linux 5.12)."""
+    flags = ctypes.c_uint(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH)
+    tree = _syscall(_SYS_OPEN_TREE, source, b"", flags)
+    try:
+        if read_only:
+            attributes = struct.pack("QQQQ", _MS_RDONLY, 0, 0, 0)
+            _syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes)))
+        yield tree
     finally:
         os.close(tree)
 
 
-@contextmanager
-def _top_of(descriptor: int) -> Iterator[int]:
-    """What is mounted on an open directory: its descriptor still means the directory beneath."""
-    with _open_path(str(Path(_by_descriptor(descriptor)).readlink())) as top:
-        yield top
-
-
-def _clone(source: str, *, read_only: bool) -> int:
-    """A detached copy of the mount at `source`, as a descriptor."""
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
-    tree = _syscall(_SYS_OPEN_TREE, -100, os.fsencode(source), ctypes.c_uint(flags))
-    if read_only:
-        attributes = struct.pack("QQQQ", _MS_RDONLY, 0, 0, 0)
-        try:
-            _syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes)))
-        except OSError:
-            os.close(tree)
-            raise
-    return tree
+def _move(tree: int, target: int, *, flags: int = 0) -> None:
+    _syscall(_SYS_MOVE_MOUNT, tree, b"", target, b"", ctypes.c_uint(_MOVE_EMPTY_PATHS | flags))
 
 
 @contextmanager
@@ -271,4 +270,4 @@ def require_privilege() -> None:
     with Path("/proc/self/status").open(encoding="ascii") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     if not effective >> 21 & 1:
-        raise DriverError("the node service needs CAP_SYS_ADMIN to mount: run it as root (cap_add: [SYS_ADMIN])")
+        raise DriverError("CAP_SYS_ADMIN is needed to mount: run it as root (cap_add: [SYS_ADMIN])")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 JUICEFS: Final = "fuse.juicefs"
-_ESCAPED: Final = " \t\n\\#"
+_ESCAPED: Final = " \t\n\\"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +83,31 @@ class MountTable:
     def read(self, *, having: str = "") -> list[MountEntry]:
         """What is mounted now; only the lines with this text, which is much cheaper than to parse them all."""
         text = self._path.read_bytes().decode("utf-8", "surrogateescape")
-        return [_entry(line) for line in text.splitlines() if having in line]
+        # Only a newline ends a line: Python would split at more characters than the kernel escapes.
+        return [_entry(line) for line in text.split("\n") if line and having in line]
 
     def clients(self) -> list[MountEntry]:
         """Every mount of JuiceFS: clients' own, and binds of them."""
         return self.read(having=f" - {JUICEFS} ")
 
     def at(self, path: str) -> list[MountEntry]:
-        """The layers mounted at this path, the top one last."""
-        return [entry for entry in self.read(having=f" {_escape(path)} ") if entry.mount_point == path]
+        """The layers mounted at this path, the top one last: each is the parent of the next.
+
+        The order of the lines does not tell: a mount that was slid beneath another is listed after it.
+        """
+        layers = {
+            entry.mount_id: entry for entry in self.read(having=f" {_escape(path)} ") if entry.mount_point == path
+        }
+
+        def depth(entry: MountEntry) -> int:
+            return 1 + depth(layers[entry.parent_id]) if entry.parent_id in layers else 0
+
+        return sorted(layers.values(), key=depth)
 
     def top(self, path: str) -> MountEntry | None:
         """The mount that a path walk ends in, or None."""
         layers = self.at(path)
-        # Not always the last line: a mount that was slid beneath another is listed after it.
-        covered = {entry.parent_id for entry in layers}
-        return next((entry for entry in reversed(layers) if entry.mount_id not in covered), None)
+        return layers[-1] if layers else None
 
     async def run(self) -> None:
         """Watch for changes until cancelled; without it nobody who waits is woken."""

@@ -15,7 +15,7 @@ from shared.errors import InvalidRequest
 # Kubelet adds these to the volume context; they tell of the pod, not of the volume, and tokens are secrets.
 _KUBELET_PREFIX: Final = "csi.storage.k8s.io/"
 # Options that would take the client out of our hands, and the one that we set ourselves from the subdirectory.
-_REFUSED: Final = frozenset({"background", "d", "update-fstab", "log", "force", "no-syslog"})
+_REFUSED: Final = frozenset({"background", "d", "help", "h", "update-fstab", "log", "force", "no-syslog"})
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _PLAIN_ID = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,46}[a-z0-9])?")
 _SIX_LETTERS = re.compile(r"[a-z]{6}")

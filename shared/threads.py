@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 def in_thread(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
-    """Run `work` in a thread of its own; the future has its result or the OSError it raised."""
+    """Run `work` in a thread of its own; the future has its result or what it raised."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: OSError | None) -> None:
+    def settle(result: T | None, error: Exception | None) -> None:
         if answer.done():
             return
         if error is None:
@@ -30,7 +30,7 @@ def in_thread(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
         result, error = None, None
         try:
             result = work()
-        except OSError as caught:
+        except Exception as caught:  # noqa: BLE001 - it is raised where the work is awaited
             error = caught
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)

@@ -11,7 +11,7 @@ from services.mountpod.node import NodeService
 from services.mountpod.processes import Processes
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.service import MountpodService
-from shared import app
+from shared import app, mounter
 from shared.api.juicefs.v1 import ServiceStarted, ServiceStopping
 from shared.bus import Bus
 from shared.errors import NotReady
@@ -28,8 +28,9 @@ async def serve(program: app.App) -> None:
     options = program.options
     if not os.access(_FUSE, os.R_OK | os.W_OK):
         raise NotReady(f"clients need {_FUSE}: load the module fuse, give the container the device, and run as root")
+    mounter.require_privilege()
     juicefs = await Juicefs.probe(Path(shutil.which(options.juicefs) or options.juicefs))
-    layout = Layout(mount_root=Path(options.mount_root), run=Path(options.run_directory))
+    layout = Layout(mount_root=Path(options.mount_root).resolve(), run=Path(options.run_directory))
     table = MountTable()
     bus = Bus(url=program.nats_url, service="mountpod", node=options.node, metrics=program.metrics)
     node = NodeService(bus=bus, node=options.node)

@@ -22,7 +22,7 @@ from services.mountpod.supervisor import Supervisor, end_all
 from shared import log
 from shared.alive import is_alive
 from shared.api.juicefs.v1 import ClientExited, ClientReady, ClientStarting, MountFailed
-from shared.diagnosis import UNKNOWN
+from shared.diagnosis import META_NOT_FORMATTED, UNKNOWN
 from shared.errors import Busy, CommandFailed, DriverError, NotReady
 from shared.layout import Client as ClientPaths
 from shared.mounttable import MountTable
@@ -115,6 +115,8 @@ class Client:
         self._is_restarting = True
         try:
             await asyncio.sleep(max(0.0, _SETTLED - supervisor.age()))
+            if old != supervisor.serving():
+                raise Busy(f"{self.paths.name} has just got another process")
             self._starting()
             began = time.monotonic()
             os.kill(old, signal.SIGHUP)
@@ -165,9 +167,12 @@ class Client:
             await self._serve(await self._start())
         except DriverError as error:
             supervisor = self._supervisor
+            if isinstance(error, CommandFailed) and error.reason == META_NOT_FORMATTED:
+                self._launcher.forget_format(self.settings.credentials)
             await self._end_processes(grace=_FAILED_GRACE)
             if supervisor is not None and supervisor.exit_code == 0:
-                return 0.0  # it was unmounted before we saw it mounted: no failure, and who asked since gets another
+                self._is_asked = False  # who still waits asks again each second
+                return 0.0  # it was unmounted before we saw it mounted: no failure
             if not self._was_mounted:
                 self._remove_files()
                 raise

@@ -98,6 +98,10 @@ class Launcher:
                 raise CommandFailed(str(error), reason=reason) if colon and reason.isupper() else error from None
             self._formatted.add(filesystem.credentials)
 
+    def forget_format(self, credentials: str) -> None:
+        """The file system of these credentials is gone: the next start makes sure again."""
+        self._formatted.discard(credentials)
+
     def _spawn(self, paths: ClientPaths, settings: ClientSettings, filesystem: Filesystem) -> Supervisor:
         command = self._juicefs.mount(filesystem, settings, paths.mount_point)
         environment = (

@@ -96,16 +96,22 @@ class Processes:
 
     def _adopt(self) -> None:
         for name in filter(is_mount_name, self._layout.names()):
-            paths = self._layout.client(name)
-            state = read_state(paths)
-            if state is not None:
-                client = self._client(state.settings)
-                client.adopt(was_mounted=state.is_mounted)
-                self._begin(client)
-            elif is_alive(paths.alive):
-                _log.error("a client runs here and its settings are lost", mount=name, file=str(paths.state))
-            else:
-                remove_files(paths)
+            try:
+                self._adopt_one(name)
+            except OSError as error:
+                _log.error("client not adopted", mount=name, cause=error.strerror, file=error.filename)
+
+    def _adopt_one(self, name: str) -> None:
+        paths = self._layout.client(name)
+        state = read_state(paths)
+        if state is not None:
+            client = self._client(state.settings)
+            client.adopt(was_mounted=state.is_mounted)
+            self._begin(client)
+        elif is_alive(paths.alive):
+            _log.error("a client runs here and its settings are lost", mount=name, file=str(paths.state))
+        else:
+            remove_files(paths)
 
     def _client(self, settings: ClientSettings) -> Client:
         name = settings.mount_name

@@ -11,7 +11,7 @@ import structlog
 
 from services.mountpod.node import NodeService, is_used
 from services.mountpod.runtime import Runtime
-from shared.api.juicefs.v1 import Event
+from shared.api.juicefs.v1 import Event, MountReport
 from shared.errors import DriverError
 
 _PERIOD: Final = 30.0
@@ -68,9 +68,13 @@ class Reconcile:
         for name in {*mounts, *self._runtime.clients()}:
             if is_used(mounts.get(name)):
                 self._keep(name)
-            elif name not in self._idle:
+            elif name not in self._idle and not self._is_starting(mounts.get(name), name):
                 self._close_after(name, seconds=_GRACE)
         return True
+
+    def _is_starting(self, mount: MountReport | None, name: str) -> bool:
+        """A client whose mount is not there yet is closed once it is, or ends by itself."""
+        return name in self._runtime.clients() and not (mount and mount.device)
 
     def _keep(self, name: str) -> None:
         if (closing := self._idle.pop(name, None)) is not None:
@@ -89,5 +93,5 @@ class Reconcile:
         try:
             if await self._node.close(name):
                 await self._runtime.end(name)
-        except DriverError as error:
+        except (DriverError, OSError) as error:
             _log.warning("mount not closed yet", mount=name, error=str(error))

@@ -114,7 +114,8 @@ class Supervisor:
         for seconds, number in ((patience, signal.SIGTERM), (grace, signal.SIGKILL)):
             await self._gone_within(seconds)
             if self._is_watched:
-                signal.pidfd_send_signal(self._pidfd, number)
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, number)
 
     async def _gone_within(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -173,7 +174,9 @@ async def end_all(alive: Path, *, grace: float) -> bool:
 def _is_killed(pid: int) -> bool:
     """True for a process with SIGKILL pending, or whose first thread has ended (proc(5), /proc/pid/status)."""
     try:
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        # A process may call itself anything, but not by more than one line.
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").split("\n")
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     except OSError:
         return True
     pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)

@@ -59,7 +59,7 @@ async def serve(program: app.App) -> None:
         raise DriverError(
             f"--pod-directory {program.options.pod_directory} is no directory: is kubelet's root elsewhere?"
         )
-    layout = Layout(mount_root=Path(program.options.mount_root), run=Path(program.options.run_directory))
+    layout = Layout(mount_root=Path(program.options.mount_root).resolve(), run=Path(program.options.run_directory))
     try:
         layout.clients.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,8 +1,9 @@
 """Which client each target was bound to: what the mount table can't tell any more once that client is dead.
 
-A dead mount shows only a device number, and the kernel gives that number to another file system as soon as it can. So
-each bind is noted as a symbolic link, made and removed in one step, and read again only after a restart of ours. It is
-no reference count: a note without a mount counts for nothing.
+A dead mount shows only a device number, and a number that is noted may be another file system's by the time it is read:
+the kernel gives it away once its last mount is gone. So the target is noted, as a symbolic link, made and removed in
+one step, and read again only after a restart of ours. It is no reference count: a note without a mount counts for
+nothing.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ class Bindings:
         self._names: dict[str, str] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         mounted = {entry.mount_point for entry in table if entry.is_juicefs}
-        for note in directory.iterdir():
+        for note in filter(Path.is_symlink, directory.iterdir()):
             name, _, target = str(note.readlink()).partition(":")
             if target in mounted:
                 self._names[target] = name

@@ -19,7 +19,7 @@ from shared.errors import CommandFailed, NotReady
 from shared.filesystem import credentials_digest
 from shared.layout import Layout
 from shared.mounttable import MountEntry, MountTable
-from shared.settings import shared_context, unique_id
+from shared.settings import ClientSettings, parse, shared_context
 
 ASK_TIMEOUT: Final = 10.0
 ASK_AGAIN: Final = 1.0
@@ -44,6 +44,20 @@ class Wanted:
     def credentials(self) -> str:
         """Digest of the secrets."""
         return credentials_digest(self.secrets)
+
+    @property
+    def settings(self) -> ClientSettings:
+        """What mountpod makes of it: a function of the inputs.
+
+        Raises:
+            InvalidRequest: names the key or option that can't be understood.
+        """
+        return parse(
+            volume_id=self.volume_id,
+            context=shared_context(self.context),
+            mount_options=self.mount_options,
+            credentials=self.credentials,
+        )
 
 
 class Clients:
@@ -73,7 +87,8 @@ class Clients:
         elif event.service_started is not None or event.mount_closed is not None:
             self._changes += 1
             self._table.nudge()
-        elif event.mount_superseded is not None:
+        if event.mount_superseded is not None or event.mount_closed is not None:
+            self._failed.pop(event.mount, None)
             self._known = {inputs: name for inputs, name in self._known.items() if name != event.mount}
 
     @asynccontextmanager
@@ -99,8 +114,14 @@ class Clients:
             raise NotReady(f"the client of volume {wanted.volume_id} is not ready after {timeout:.0f} s") from None
 
     async def _ask(self, wanted: Wanted) -> str:
-        """The client's name, from mountpod; with the bus away from what runs here."""
-        return await self._ensure(wanted) if self._bus.is_connected else self._only_client(wanted)
+        """The client's name, from mountpod; while that is away, of the client for the same inputs that runs here."""
+        try:
+            return await self._ensure(wanted)
+        except NotReady:
+            name = wanted.settings.mount_name
+            if self._mounts.mounted(name) is None:
+                raise
+            return name
 
     async def _ensure(self, wanted: Wanted) -> str:
         """Ask mountpod for a client: it answers at once with the name."""
@@ -112,16 +133,6 @@ class Clients:
             credentials=wanted.credentials,
         )
         return (await self._bus.request(self._subject, request, EnsureReply, timeout=ASK_TIMEOUT)).mount
-
-    def _only_client(self, wanted: Wanted) -> str:
-        """Without the bus a client can't be asked for; the volume's only live one is the right one."""
-        names = [name for name in self._mounts.names(unique_id(wanted.volume_id)) if self._mounts.mounted(name)]
-        if len(names) != 1:
-            raise NotReady(
-                f"no client runs here for volume {wanted.volume_id} and NATS is away, so none can be started: "
-                "check nats-server and the node service's connection to it"
-            )
-        return names[0]
 
     def _leave_credentials(self, wanted: Wanted) -> None:
         """Put the secrets where mountpod takes them: a 0600 file on a tmpfs, seen whole or not at all."""

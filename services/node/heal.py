@@ -40,8 +40,12 @@ class Healer:
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
-                await self._rebind()
-                self._give_up()
+                try:
+                    await self._rebind()
+                    self._give_up()
+                    self._mounts.refetch()
+                except Exception as error:
+                    log.exception("healing failed; the next round tries again", exc_info=error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PERIOD):
                         await changed.wait()

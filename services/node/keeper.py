@@ -84,7 +84,11 @@ class Keeper:
         with closing(listener):
             async with asyncio.TaskGroup() as conversations:
                 while True:
-                    connection, _ = await loop.sock_accept(listener)
+                    try:
+                        connection, _ = await loop.sock_accept(listener)
+                    except OSError:  # out of descriptors: it may pass
+                        await asyncio.sleep(1.0)
+                        continue
                     conversations.create_task(self._converse(connection))
 
     async def _converse(self, connection: socket.socket) -> None:
@@ -118,7 +122,7 @@ class Keeper:
         """Ask a client that outlived us for its descriptor; it then hands it in at our socket as at its start."""
         with suppress(OSError, TimeoutError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(0)
-            connection.connect(str(self._client.own_socket.resolve(strict=True)))
+            connection.connect(str(self._client.own_socket.readlink()))
             if not _is_own(connection):
                 return
             async with asyncio.timeout(_ANSWER_TIMEOUT):

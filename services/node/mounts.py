@@ -27,6 +27,8 @@ from shared.threads import in_thread
 log = structlog.get_logger()
 
 _UNMOUNT_TIMEOUT: Final = 10.0
+_REFETCH: Final = 30.0
+"""Seconds without a living client's descriptor until it is asked for again; also how long one fetch may take."""
 _BUSY: Final = 2.0
 """Seconds that the kernel may call an unused mount busy."""
 _PREPARED: Final = 60.0
@@ -56,6 +58,7 @@ class Mounts:
         self._keepers: dict[str, Keeper] = {}
         self._expected: Counter[str] = Counter()
         self._prepared: dict[str, float] = {}
+        self._lacking: dict[str, float] = {}
         self.closing: set[str] = set()
 
     async def run(self) -> None:
@@ -64,14 +67,14 @@ class Mounts:
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
                 if self._client(name).state.exists() or self._table.top(str(self._client(name).mount_point)):
-                    self._keep(name, self._tasks)
-                    self._tasks.create_task(self._restore(name), name=f"restore {name}")
+                    self._tasks.create_task(self._restore(name, self._tasks), name=f"restore {name}")
             self.restored.set()
             await asyncio.get_running_loop().create_future()
 
-    async def _restore(self, name: str) -> None:
+    async def _restore(self, name: str, tasks: asyncio.TaskGroup) -> None:
         """Of its own for each client: one that hangs does not keep us from serving the others."""
         try:
+            self._keep(name, tasks)
             await self._keepers[name].fetch()
             await self._clear(self._client(name))
         except (OSError, DriverError) as error:
@@ -87,7 +90,7 @@ class Mounts:
         if name in self.closing or self._tasks is None:
             raise NotReady(f"{name} is being closed, or the node service has just started: ask again")
         client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._prepared[name] = time.monotonic()
+        self._prepared[name] = time.time()
         self._keep(name, self._tasks)
         await self._clear(client)
         if self._table.top(str(client.mount_point)) is None:
@@ -96,8 +99,8 @@ class Mounts:
     def _keep(self, name: str, tasks: asyncio.TaskGroup) -> None:
         if name not in self._keepers:
             keeper = Keeper(self._client(name), tasks=tasks, say=partial(self._heard, name))
-            self._keepers[name] = keeper
             keeper.open()
+            self._keepers[name] = keeper
 
     def _heard(self, name: str, what: betterproto2.Message) -> None:
         """What a keeper tells: a descriptor that was taken is a client that was healed."""
@@ -114,15 +117,20 @@ class Mounts:
             try:
                 await self._probes.ask(entry)
             except DeadMount:
-                mounter.unmount(entry.mount_point)
+                self._take_off(entry)
             except NotReady:
                 if alive.is_alive(client.alive):
                     return
                 # Its processes were killed while they waited for themselves: only an end of the connection frees them.
                 self._probes.abort(entry)
-                mounter.unmount(entry.mount_point)
+                self._take_off(entry)
             else:
                 return
+
+    def _take_off(self, entry: MountEntry) -> None:
+        """Unmount what was looked at before an await, if it is still what lies there."""
+        if self._table.top(entry.mount_point) == entry:
+            mounter.unmount(entry.mount_point)
 
     def names(self, volume: str = "") -> list[str]:
         """Mount names that exist here; of one volume if its unique id is given."""
@@ -145,6 +153,17 @@ class Mounts:
             for name, keeper in self._keepers.items()
             if keeper.holds and not alive.is_alive(self._client(name).alive)
         ]
+
+    def refetch(self) -> None:
+        """Ask clients again whose descriptor we lack: a fetch may have failed, or come too early."""
+        now = time.monotonic()
+        present = self.present()
+        lacking = [name for name, keeper in self._keepers.items() if name in present and not keeper.holds]
+        self._lacking = {name: self._lacking.get(name, now) for name in lacking}
+        for name, since in self._lacking.items():
+            if self._tasks is not None and now - since > _REFETCH:
+                self._lacking[name] = now + _REFETCH  # one at a time: a client that hangs does not answer sooner
+                self._tasks.create_task(self._restore(name, self._tasks), name=f"restore {name}")
 
     def give_up(self, name: str, *, after: float) -> None:
         """End an orphan's connection: calls into it fail from now on, instead of hanging; `after` is in seconds."""
@@ -220,7 +239,7 @@ class Mounts:
 
     def report(self) -> list[MountReport]:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
-        recent = time.monotonic() - _PREPARED
+        recent = time.time() - _PREPARED
         for name in self.names():
             if self._prepared.get(name, 0.0) < recent:
                 self._sweep(name)
@@ -229,7 +248,8 @@ class Mounts:
     def hear(self, event: Event) -> None:
         """Events of mountpod: a client that has ended, or never came up, leaves an empty directory."""
         has_ended = event.mount_closed is not None or event.mount_failed is not None
-        if has_ended and is_mount_name(event.mount):
+        # One that was said before the next client was prepared may be heard afterwards.
+        if has_ended and is_mount_name(event.mount) and event.time_ms / 1000 >= self._prepared.get(event.mount, 0.0):
             self._sweep(event.mount)
 
     def _report(self, name: str) -> MountReport:

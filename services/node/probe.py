@@ -6,6 +6,7 @@ asked about (promise 9).
 """
 
 import asyncio
+import errno
 import os
 import time
 from pathlib import Path
@@ -17,6 +18,10 @@ from shared.threads import in_thread
 
 PATIENCE: Final = 1.5
 """Seconds after which a client that has not answered is called hung (promise 9 allows 2)."""
+
+
+_ENDED: Final = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ESHUTDOWN}
+"""What the kernel answers for a connection that has ended; any other error is the file system's."""
 
 
 class DeadMount(NotReady):
@@ -49,6 +54,8 @@ class Probes:
         except TimeoutError:
             raise NotReady(f"the client of {entry.source} at {entry.mount_point} does not answer") from None
         except OSError as error:
+            if error.errno not in _ENDED:
+                raise NotReady(f"the client of {entry.source} answers with an error: {error.strerror}") from error
             raise DeadMount(f"the client of {entry.source} is gone: {error.strerror}") from error
 
     def abort(self, entry: MountEntry) -> None:

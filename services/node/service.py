@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from services.node.clients import Wanted
 from services.node.probe import DeadMount, Probes
@@ -57,6 +58,7 @@ class NodeService(NodeBase):
     ) -> None:
         self._node = node
         self._pods = pods
+        self._real_pods = os.path.realpath(pods)
         self._table = table
         self._targets = targets
         self._probes = probes
@@ -69,7 +71,7 @@ class NodeService(NodeBase):
 
     def _publication(self, message: NodePublishVolumeRequest) -> Publication:
         volume_id = require_text(message.volume_id, field="volume_id")
-        target = TargetPath.parse(message.target_path, root=self._pods)
+        target = self._target(message.target_path)
         capability = message.volume_capability
         if capability is None:
             raise InvalidRequest("volume_capability is missing: it is required")
@@ -99,7 +101,7 @@ class NodeService(NodeBase):
     async def node_unpublish_volume(self, message: NodeUnpublishVolumeRequest) -> NodeUnpublishVolumeResponse:
         """CSI spec, NodeUnpublishVolume."""
         volume_id = require_text(message.volume_id, field="volume_id")
-        target = TargetPath.parse(message.target_path, root=self._pods)
+        target = self._target(message.target_path)
         self._targets.unpublish(target, volume_id)
         with suppress(KeyError):
             self._metrics.path_health.remove(*_health_labels(volume_id, str(target)))
@@ -110,7 +112,10 @@ class NodeService(NodeBase):
         volume_id = require_text(message.volume_id, field="volume_id")
         # Any path may be asked about; only a target is ever found in the mount table, and nothing else touches it.
         path = require_text(message.volume_path, field="volume_path", limit=4096)
-        entry = self._table.top(path) if path.startswith(f"{self._pods.rstrip('/')}/") else None
+        entry = None
+        with suppress(InvalidRequest):
+            path = str(self._target(path))
+            entry = self._table.top(path)
         if entry is None or not entry.is_juicefs:
             raise NotFound(f"volume {volume_id} is not published at {path}")
         health = self._metrics.path_health.labels(*_health_labels(volume_id, path))
@@ -123,6 +128,10 @@ class NodeService(NodeBase):
         return NodeGetVolumeStatsResponse(
             usage=_usage(size), volume_condition=VolumeCondition(abnormal=False, message="the client answers")
         )
+
+    def _target(self, value: str) -> TargetPath:
+        """The path as the mount table shows it: the pod directory itself may be a symlink of the machine's."""
+        return replace(TargetPath.parse(value, root=self._pods), root=self._real_pods)
 
     async def node_get_info(self, message: NodeGetInfoRequest) -> NodeGetInfoResponse:
         """CSI spec, NodeGetInfo: no topology, no limit."""

@@ -1,10 +1,12 @@
 """The targets: binds of clients' mounts where the orchestrator wants them. Publish, unpublish, and their proof."""
 
+import asyncio
 import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +19,18 @@ from services.node.probe import DeadMount, Probes
 from shared import mounter
 from shared.api.juicefs.v1 import MountIdle, TargetBound, TargetRebound, TargetUnbound
 from shared.domain import TargetPath
-from shared.errors import AlreadyExists, Busy, DriverError, InUse, NotReady
+from shared.errors import AlreadyExists, Busy, DriverError, InUse, InvalidRequest, NotReady
 from shared.metrics import Metrics
 from shared.mounttable import MountEntry, MountTable
 from shared.settings import is_mount_name, unique_id
+from shared.threads import in_thread
 
 log = structlog.get_logger()
 
 FIND_TIMEOUT: Final = 28.0
 """Seconds that a publish waits for a client: promise 10 allows 30 in all."""
 _MOST_LAYERS: Final = 1000
+_LOOKUP_TIMEOUT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,7 @@ class Targets:
             AlreadyExists: the target holds another volume, or this one with another access.
             InUse: a foreign mount; or the volume, which is to have one target only, has another.
         """
+        self._refuse_inside(str(publication.target))
         with self.claim(str(publication.target)):
             if await self._is_published(publication):
                 return
@@ -100,6 +105,11 @@ class Targets:
             volume_id=publication.wanted.volume_id,
             mount=name,
         )
+
+    def _refuse_inside(self, path: str) -> None:
+        """A target below a target would be looked up by a client, and made in a tenant's volume."""
+        if any(path.startswith(f"{entry.mount_point}/") for entry in self._table.clients()):
+            raise InvalidRequest("target_path lies inside a volume")
 
     async def _is_published(self, publication: Publication) -> bool:
         """True if the target is right as it is; what is dead there is taken off."""
@@ -138,15 +148,33 @@ class Targets:
             source.root,
             publication.read_only or source.is_read_only,
         ):
+            with suppress(OSError):
+                mounter.unmount(path)
             raise DriverError(f"{path} does not show the volume after the mount: see the node's mount table")
 
     async def rebind(self, bind: MountEntry, living: MountEntry, *, mount: str) -> None:
-        """Put the living client's mount in the place of a dead one; what answers, or is worked on, is left alone."""
-        with suppress(Busy, NotReady), self.claim(bind.mount_point):
-            if self._table.top(bind.mount_point) == bind and await self._is_dead(bind):
+        """Put the living client's mount in the place of a dead one; what answers, or is worked on, is left alone.
+
+        Raises:
+            DriverError: the mount table does not show it afterwards.
+        """
+        path = bind.mount_point
+        with suppress(Busy, NotReady), self.claim(path):
+            # What was true when the caller looked may have changed since: no await after these.
+            if not await self._is_dead(bind) or self._table.top(path) != bind or self._mounts.mounted(mount) != living:
+                return
+            if [layer.device for layer in self._table.at(path)[-2:-1]] == [living.device]:
+                mounter.unmount(path)  # a kill of ours came before the dead one was taken off
+            elif bind.root == living.root:
                 mounter.replace(bind, living)
-                self._metrics.heals.labels("rebind").inc()
-                self._say(TargetRebound(target=bind.mount_point), mount=mount)
+            else:
+                async with asyncio.timeout(_LOOKUP_TIMEOUT):
+                    await in_thread(partial(mounter.replace, bind, living), name=f"rebind {path}")
+            top = self._table.top(path)
+            if top is None or top.device != living.device:
+                raise DriverError(f"{path} does not show the living client's mount")
+            self._metrics.heals.labels("rebind").inc()
+            self._say(TargetRebound(target=path), mount=mount)
 
     async def answers(self, entry: MountEntry) -> bool:
         """True if the client of this mount is alive and well."""
@@ -169,6 +197,7 @@ class Targets:
             DriverError: something is still mounted there.
         """
         path = str(target)
+        self._refuse_inside(path)
         with self.claim(path):
             try:
                 with mounter.open_directory(target, create=False):

@@ -127,3 +127,22 @@ async def test_a_hung_target_is_unpublished(machine: Local) -> None:
     finally:
         machine.kill_client(name, signal.SIGCONT)
     await until(lambda: not machine.driver.clients(name))
+
+
+async def test_a_client_that_never_comes_back_is_given_up() -> None:
+    """After the grace its calls fail instead of hanging, the target tells it, and is unpublished all the same."""
+    async with local("nats", "mountpod", "node", grace=0.5) as machine:
+        target = machine.target("dead", "dead")
+        await machine.csi.publish("dead", target)
+        await machine.kept(1)
+        await machine.driver.stop("mountpod")
+        machine.kill_client(machine.name(target))
+        request = NodeGetVolumeStatsRequest(volume_id="dead", volume_path=str(target))
+        async with asyncio.timeout(20):
+            while await status(machine.csi.node.node_get_volume_stats(request)) is not Status.OK:
+                await asyncio.sleep(0.05)
+        reply = await machine.csi.node.node_get_volume_stats(request)
+        assert reply.volume_condition is not None
+        assert reply.volume_condition.abnormal
+        await asyncio.wait_for(machine.csi.unpublish("dead", target), 10)
+        assert machine.layers(target) == []

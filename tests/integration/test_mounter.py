@@ -37,6 +37,12 @@ def top(path: Path | str) -> MountEntry:
     return entry
 
 
+def bound_inside(source: Path, target: Path) -> MountEntry:
+    """As kubelet binds a subPath."""
+    mounter._check(mounter._libc.mount(bytes(source), bytes(target), None, 0x1000, None))
+    return top(target)
+
+
 def publish(source: MountEntry, target: TargetPath, *, read_only: bool = False) -> None:
     with mounter.open_directory(target, create=True) as directory:
         mounter.bind(source, directory, read_only=read_only)
@@ -68,10 +74,22 @@ def test_a_bind_of_a_directory_inside_stays_one(root: Path) -> None:
     (root / "one/sub").mkdir()
     (root / "two/sub").mkdir()
     (root / "pods/sub").mkdir()
-    mounter._mount(f"{root}/one/sub", f"{root}/pods/sub", mounter._MS_BIND)
-    mounter.replace(top(root / "pods/sub"), two)
+    mounter.replace(bound_inside(root / "one/sub", root / "pods/sub"), two)
     assert (top(root / "pods/sub").device, top(root / "pods/sub").root) == (two.device, "/sub")
     assert one.device != two.device
+
+
+def test_a_symlink_inside_a_volume_is_not_followed(root: Path) -> None:
+    """A tenant owns what is inside: healing must not bind the machine's own directories."""
+    tmpfs(root / "one")
+    two = tmpfs(root / "two")
+    (root / "one/sub").mkdir()
+    (root / "two/sub").symlink_to("/etc")
+    (root / "pods/sub").mkdir()
+    dead = bound_inside(root / "one/sub", root / "pods/sub")
+    with pytest.raises(InvalidRequest):
+        mounter.replace(dead, two)
+    assert top(root / "pods/sub") == dead
 
 
 def test_a_symlink_in_the_target_is_refused(root: Path) -> None:

@@ -169,6 +169,26 @@ async def test_an_odd_volume_id_is_taken_literally(machine: Local, volume: str) 
     await machine.csi.unpublish(volume, target)
 
 
+@pytest.mark.parametrize("odd", ["a#b", "a\u2028b", "a\u0085b", "a b\\c", "$(id)"], ids=ascii)
+async def test_an_odd_target_is_taken_literally(machine: Local, odd: str) -> None:
+    """Whatever the kernel escapes in its mount table, and whatever it does not."""
+    target = machine.driver.pods / odd / "mount"
+    await machine.csi.publish("odd", target)
+    await machine.csi.publish("odd", target)
+    assert len(machine.layers(target)) == 1
+    await machine.csi.unpublish("odd", target)
+    assert not target.exists()
+
+
+async def test_a_target_inside_a_volume_is_refused(machine: Local) -> None:
+    """It would be looked up by a client, and made in a tenant's volume."""
+    target = machine.target("a", "outer")
+    await machine.csi.publish("outer", target)
+    assert await status(machine.csi.publish("outer", target / "x")) is Status.INVALID_ARGUMENT
+    assert await status(machine.csi.unpublish("outer", target / "x")) is Status.INVALID_ARGUMENT
+    assert not await asyncio.to_thread((target / "x").exists)
+
+
 async def test_a_symlink_in_the_target_is_refused(machine: Local, tmp_path: Path) -> None:
     """Promise 21: target paths with a symlink in them."""
     (machine.driver.pods / "link").symlink_to(tmp_path)

@@ -119,7 +119,7 @@ async def test_the_delay_of_the_volume_is_waited_for(scene: Scene) -> None:
 
 async def test_an_idle_mount_that_no_event_told_of_is_found(scene: Scene) -> None:
     """Everything is level-triggered: the periodic look decides the same."""
-    scene.node.mounts["v-abcdef"] = MountReport(mount="v-abcdef")
+    scene.node.mounts["v-abcdef"] = MountReport(mount="v-abcdef", device="0:50")
     await scene.reconcile.look()
     assert await scene.closed()
 
