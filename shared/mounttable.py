@@ -82,13 +82,21 @@ class MountTable:
 
     def read(self, *, having: str = "") -> list[MountEntry]:
         """What is mounted now; only the lines with this text, which is much cheaper than to parse them all."""
+        return [_entry(line) for line in self._lines(having)]
+
+    def _lines(self, having: str) -> list[str]:
         text = self._path.read_bytes().decode("utf-8", "surrogateescape")
         # Only a newline ends a line: Python would split at more characters than the kernel escapes.
-        return [_entry(line) for line in text.split("\n") if line and having in line]
+        return [line for line in text.split("\n") if line and having in line]
 
     def clients(self) -> list[MountEntry]:
         """Every mount of JuiceFS: clients' own, and binds of them."""
         return self.read(having=f" - {JUICEFS} ")
+
+    def is_inside_client(self, path: str) -> bool:
+        """True if the path lies below a mount of JuiceFS: to look it up is to ask a client."""
+        points = (_unescape(line.split(" ", 5)[4]) for line in self._lines(f" - {JUICEFS} "))
+        return any(path.startswith(f"{point}/") for point in points)
 
     def at(self, path: str) -> list[MountEntry]:
         """The layers mounted at this path, the top one last: each is the parent of the next.

@@ -37,13 +37,16 @@ class Healer:
 
     async def run(self) -> None:
         """Heal until cancelled."""
+        due = time.monotonic()
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
                 try:
                     await self._rebind()
-                    self._give_up()
-                    self._mounts.refetch()
+                    if time.monotonic() >= due:
+                        due = time.monotonic() + PERIOD
+                        self._give_up()
+                        self._mounts.refetch()
                 except Exception as error:
                     log.exception("healing failed; the next round tries again", exc_info=error)
                 with suppress(TimeoutError):

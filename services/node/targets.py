@@ -108,7 +108,7 @@ class Targets:
 
     def _refuse_inside(self, path: str) -> None:
         """A target below a target would be looked up by a client, and made in a tenant's volume."""
-        if any(path.startswith(f"{entry.mount_point}/") for entry in self._table.clients()):
+        if self._table.is_inside_client(path):
             raise InvalidRequest("target_path lies inside a volume")
 
     async def _is_published(self, publication: Publication) -> bool:
@@ -218,9 +218,10 @@ class Targets:
 
     def _names(self, path: str) -> set[str]:
         """The clients that the target's layers are of: by our note, or by the device of a bind that we did not make."""
+        if name := self._bindings.name(path):
+            return {name}
         devices = {entry.device for entry in self._table.at(path)}
-        found = {name for name, entry in self._mounts.present().items() if entry.device in devices}
-        return found | ({self._bindings.name(path)} - {""})
+        return {name for name, entry in self._mounts.present().items() if entry.device in devices}
 
     def _unmount(self, path: str) -> None:
         """All layers, top first."""

@@ -21,6 +21,8 @@ from shared.threads import in_thread
 
 _PATIENCE: Final = 20.0
 
+_MS_BIND: Final = 0x1000  # mount(2)
+
 
 @asynccontextmanager
 async def bare_server(base: Path) -> AsyncIterator[IdentityStub]:
@@ -60,7 +62,7 @@ class BareBind:
         began = time.perf_counter()
         await self.server.probe(ProbeRequest())
         os.mkdir(target)  # noqa: PTH102 - the floor is the system call
-        mounter._mount(self.source, target, mounter._MS_BIND)
+        mounter._mount(self.source, target, _MS_BIND)
         return time.perf_counter() - began
 
     async def unbind(self, number: int) -> float:
