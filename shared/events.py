@@ -7,7 +7,7 @@ itself can select.
 import re
 import time
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import betterproto2
 
@@ -24,6 +24,12 @@ KINDS: Final[dict[str, str]] = {
     if field.metadata["betterproto"].group == "what"
 }
 """Kind → field of Event."""
+
+
+class Say(Protocol):
+    """Tells an event to whoever listens; `shared.bus.Bus.say` is the one in production."""
+
+    def __call__(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None: ...
 
 
 def event(what: betterproto2.Message, *, volume_id: str, mount: str, request_id: str) -> Event:

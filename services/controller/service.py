@@ -1,9 +1,7 @@
 """CSI Controller: parse, ask `Volumes`, translate. Errors are raised in the driver's words (`shared.errors`)."""
 
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
-
-import betterproto2
+from typing import Final
 
 from services.controller.volumes import Volumes, is_of_earlier_driver
 from shared import capabilities, settings
@@ -31,18 +29,13 @@ from shared.api.csi.v1 import (
 from shared.api.juicefs.v1 import VolumeCreated, VolumeDeleted, VolumeExpanded
 from shared.domain import Subpath, require_text
 from shared.errors import InvalidRequest, NotFound
+from shared.events import Say
 from shared.filesystem import Filesystem
 
 _Mode = VolumeCapabilityAccessModeMode
 _Offered = ControllerServiceCapabilityRpcType
 _READERS: Final = frozenset({_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE_READER_ONLY})
 _TEXT_BYTES: Final = 4096
-
-
-class Say(Protocol):
-    """Tells an event to whoever listens (`shared.bus.Bus.say`)."""
-
-    def __call__(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None: ...
 
 
 class ControllerService(ControllerBase):

@@ -11,7 +11,7 @@ from typing import Final
 import orjson
 
 from services.node.mounts import Mounts
-from services.node.probe import DeadMount, Probes
+from services.node.probe import Probes
 from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, Event, MountFailed
 from shared.bus import Bus
 from shared.domain import digest
@@ -150,7 +150,7 @@ class Clients:
             while True:
                 changed.clear()
                 entry = self._mounts.mounted(name)
-                if entry is not None and await self._answers(entry):
+                if entry is not None and not await self._probes.is_dead(entry):
                     return entry
                 self._raise_failure(name, since=since)
                 if not is_asked or changes != self._changes:
@@ -168,15 +168,3 @@ class Clients:
             raise CommandFailed(
                 f"the client could not start: {failure.reason}: {failure.message}", reason=failure.reason
             )
-
-    async def _answers(self, entry: MountEntry) -> bool:
-        """False for a mount whose connection has ended.
-
-        Raises:
-            NotReady: the client hangs.
-        """
-        try:
-            await self._probes.ask(entry)
-        except DeadMount:
-            return False
-        return True

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import betterproto2
 import structlog
@@ -18,6 +18,7 @@ from services.node.probe import DeadMount, Probes
 from shared import alive, mounter
 from shared.api.juicefs.v1 import ClientGivenUp, DescriptorTaken, Event, MountReport
 from shared.errors import DriverError, InvalidRequest, NotReady
+from shared.events import Say
 from shared.layout import Client, Layout
 from shared.metrics import Metrics
 from shared.mounttable import MountEntry, MountTable
@@ -33,12 +34,6 @@ _BUSY: Final = 2.0
 """Seconds that the kernel may call an unused mount busy."""
 _PREPARED: Final = 60.0
 """Seconds that what was prepared is left to the client that is about to start in it."""
-
-
-class Say(Protocol):
-    """How an event is said; `shared.bus.Bus.say` is the one in production."""
-
-    def __call__(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None: ...
 
 
 class Mounts:

@@ -58,6 +58,18 @@ class Probes:
                 raise NotReady(f"the client of {entry.source} answers with an error: {error.strerror}") from error
             raise DeadMount(f"the client of {entry.source} is gone: {error.strerror}") from error
 
+    async def is_dead(self, entry: MountEntry) -> bool:
+        """True if the mount's connection has ended.
+
+        Raises:
+            NotReady: the client hangs, or answers with an error.
+        """
+        try:
+            await self.ask(entry)
+        except DeadMount:
+            return True
+        return False
+
     def abort(self, entry: MountEntry) -> None:
         """End the connection: every call into it fails from now on, instead of hanging.
 

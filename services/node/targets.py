@@ -15,7 +15,7 @@ import structlog
 from services.node.bindings import Bindings
 from services.node.clients import Clients, Wanted
 from services.node.mounts import Mounts
-from services.node.probe import DeadMount, Probes
+from services.node.probe import Probes
 from shared import mounter
 from shared.api.juicefs.v1 import MountIdle, TargetBound, TargetRebound, TargetUnbound
 from shared.domain import TargetPath
@@ -117,7 +117,7 @@ class Targets:
         while (entry := self._table.top(path)) is not None:
             if not entry.is_juicefs:
                 raise InUse(f"{path} has a foreign mount ({entry.fs_type}): unmount it first")
-            if await self._is_dead(entry):
+            if await self._probes.is_dead(entry):
                 mounter.unmount(path)
                 continue
             if not is_mount_name(self._bindings.name(path), unique=unique_id(publication.wanted.volume_id)):
@@ -161,7 +161,11 @@ class Targets:
         path = bind.mount_point
         with suppress(Busy, NotReady), self.claim(path):
             # What was true when the caller looked may have changed since: no await after these.
-            if not await self._is_dead(bind) or self._table.top(path) != bind or self._mounts.mounted(mount) != living:
+            if (
+                not await self._probes.is_dead(bind)
+                or self._table.top(path) != bind
+                or self._mounts.mounted(mount) != living
+            ):
                 return
             if [layer.device for layer in self._table.at(path)[-2:-1]] == [living.device]:
                 mounter.unmount(path)  # a kill of ours came before the dead one was taken off
@@ -180,13 +184,6 @@ class Targets:
         """True if the client of this mount is alive and well."""
         with suppress(NotReady):
             await self._probes.ask(entry)
-            return True
-        return False
-
-    async def _is_dead(self, entry: MountEntry) -> bool:
-        try:
-            await self._probes.ask(entry)
-        except DeadMount:
             return True
         return False
 
