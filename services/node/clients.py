@@ -4,14 +4,14 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 
 from services.node.mounts import Mounts
-from services.node.probe import Probes
+from services.node.probe import Probes, Unmounted
 from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, Event, MountFailed
 from shared.bus import Bus
 from shared.domain import digest
@@ -150,8 +150,9 @@ class Clients:
             while True:
                 changed.clear()
                 entry = self._mounts.mounted(name)
-                if entry is not None and not await self._probes.is_dead(entry):
-                    return entry
+                with suppress(Unmounted):
+                    if entry is not None and not await self._probes.is_dead(entry):
+                        return entry
                 self._raise_failure(name, since=since)
                 if not is_asked or changes != self._changes:
                     changes, is_asked = self._changes, True

@@ -14,7 +14,7 @@ import structlog
 
 from services.node.bindings import Bindings
 from services.node.keeper import Keeper
-from services.node.probe import DeadMount, Probes
+from services.node.probe import DeadMount, Probes, Unmounted
 from shared import alive, mounter
 from shared.api.juicefs.v1 import ClientGivenUp, DescriptorTaken, Event, MountReport
 from shared.errors import DriverError, InvalidRequest, NotReady
@@ -113,6 +113,8 @@ class Mounts:
                 await self._probes.ask(entry)
             except DeadMount:
                 self._take_off(entry)
+            except Unmounted:  # or under something that covers the mount root: looking again might not end
+                return
             except NotReady:
                 if alive.is_alive(client.alive):
                     return

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from services.node.clients import Wanted
-from services.node.probe import DeadMount, Probes
+from services.node.probe import DeadMount, Probes, Unmounted
 from services.node.targets import Publication, Targets
 from shared import capabilities
 from shared.api.csi.v1 import (
@@ -116,12 +116,15 @@ class NodeService(NodeBase):
         with suppress(InvalidRequest):
             path = str(self._target(path))
             entry = self._table.top(path)
+        unpublished = NotFound(f"volume {volume_id} is not published at {path}")
         if entry is None or not entry.is_juicefs:
-            raise NotFound(f"volume {volume_id} is not published at {path}")
+            raise unpublished
         health = self._metrics.path_health.labels(*_health_labels(volume_id, path))
         health.set(0)
         try:
             size = await self._probes.ask(entry)
+        except Unmounted:
+            raise unpublished from None
         except DeadMount as error:
             return NodeGetVolumeStatsResponse(volume_condition=VolumeCondition(abnormal=True, message=str(error)))
         health.set(1)
