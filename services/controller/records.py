@@ -1,10 +1,12 @@
 """What the controller promised about volumes, kept in the file system itself: memory is a cache.
 
-    .juicefs-csi/volumes/<name>   what CreateVolume promised, as JSON; appears whole, and is never rewritten
-    .juicefs-csi/places/<name>    an empty file, for volumes that lie elsewhere than at /<volume id>
+    .juicefs-csi/volumes/<name>         what CreateVolume promised, as JSON; appears whole, and is never rewritten
+    .juicefs-csi/grown/<name>/<bytes>   an empty file, for each capacity that an expansion gave, or was about to give
+    .juicefs-csi/places/<name>          an empty file, for volumes that lie elsewhere than at /<volume id>
 
-<name> is made of the volume id (`shared.settings.unique_id`). Places save reading every record when a directory is to
-be deleted; a place without a record means nothing.
+<name> is made of the volume id (`shared.settings.unique_id`). A volume's capacity is the largest of its record and of
+what it has grown to: the client prints quotas rounded. Places save reading every record when a directory is to be
+deleted; a place without a record means nothing.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from shared.settings import unique_id
 
 _OURS: Final = Subpath(text=".juicefs-csi")
 _VOLUMES: Final = _OURS / Subpath(text="volumes")
+_GROWN: Final = _OURS / Subpath(text="grown")
 _PLACES: Final = _OURS / Subpath(text="places")
 _DRAFTS: Final = _OURS / Subpath(text="drafts")
 _NAME_BYTES: Final = 255
@@ -28,7 +31,7 @@ _RESERVED: Final = (_OURS, Subpath(text=".trash"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A volume as it was created: its directory, and its capacity in bytes (0: no limit). `source` is for copies."""
+    """A volume: its directory, and its capacity in bytes (0: no limit), at first as created. `source` is for copies."""
 
     volume_id: str
     path: Subpath
@@ -94,6 +97,21 @@ class Records:
             return existing
         raise Busy(f"volume {record.volume_id} was recorded and deleted by another controller: try again")
 
+    async def grown(self, webdav: Webdav, volume_id: str) -> int:
+        """The largest capacity in bytes that an expansion noted; 0 if there was none."""
+        noted = await webdav.list(_GROWN / _name(volume_id))
+        return max((int(size) for size in noted if size.isascii() and size.isdigit()), default=0)
+
+    async def grow(self, webdav: Webdav, volume_id: str, capacity: int) -> None:
+        """Note a capacity in bytes, in one step: an empty file is whole when it appears."""
+        directory = _GROWN / _name(volume_id)
+        await webdav.make_directory(directory)
+        await webdav.put(directory / Subpath(text=str(capacity)), b"")
+
+    async def forget_grown(self, webdav: Webdav, volume_id: str) -> None:
+        """Before the record goes: the next volume of this name begins anew."""
+        await webdav.delete_tree(_GROWN / _name(volume_id))
+
     async def remove(self, webdav: Webdav, record: Record) -> None:
         """No error if there is none."""
         if not _is_at_its_id(record):
@@ -104,12 +122,13 @@ class Records:
         """What a create left that was cut off before it wrote its record."""
         await webdav.delete_tree(_PLACES / _name(volume_id))
 
-    async def overlapping(self, webdav: Webdav, record: Record) -> list[Record]:
-        """Every other volume whose directory is this one, lies in it, or holds it."""
-        found = {
-            place: self._known.get(place) or await self._read(webdav, place[0])
-            for place in (await webdav.list(_PLACES)).items()
-        }
+    async def places(self, webdav: Webdav) -> dict[str, str]:
+        """Which records say that their volume lies elsewhere than at its id, each with the tag of its place."""
+        return await webdav.list(_PLACES)
+
+    async def overlapping(self, webdav: Webdav, record: Record, *, places: dict[str, str]) -> list[Record]:
+        """Every other volume whose directory is this one, lies in it, or holds it; `places` were just listed."""
+        found = {place: self._known.get(place) or await self._read(webdav, place[0]) for place in places.items()}
         self._known = {place: other for place, other in found.items() if other}
         others = {other.volume_id: other for other in self._known.values()}
         first = record.path.text.partition("/")[0]

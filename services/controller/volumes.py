@@ -1,15 +1,17 @@
 """Volumes made, grown and deleted inside file systems, so that any step may be the last one before a crash.
 
-Create: record, directory and quota, read back. Delete: directory, seen gone, record. A call that was cut off between
-two steps is finished by the same call, or undone by the opposite one, by whichever controller gets it.
+Create: record, directory and quota, read back. Expand: note, quota, read back. Delete: directory, seen gone, and
+notes; record. A call that was cut off between two steps is finished by the same call, or undone by the opposite one,
+by whichever controller gets it.
 """
 
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import replace
+from typing import Final, TypeVar
 
 from services.controller.gateway import Gateways
 from services.controller.quota import Quota
@@ -23,8 +25,12 @@ from shared.formatting import ensure_formatted
 from shared.juicefs import Juicefs
 from shared.runner import run
 
+_T = TypeVar("_T")
+_S = TypeVar("_S")
+
 _FORMAT_SECONDS: Final = 20.0
 _QUOTA_SECONDS: Final = 20.0
+_TRIES: Final = 5
 # A directory that the earlier driver made, which kept no records (behaviour.md 1.5, but the whole name).
 _EARLIER = re.compile(r"pvc-\w{8}(-\w{4}){3}-\w{12}", re.ASCII)
 
@@ -57,8 +63,11 @@ class Volumes:
             await self._ensure_formatted(fs)
             async with self._gateways.open(fs) as webdav:
                 records = self._records[fs.credentials]
-                existing = await records.get(webdav, volume_id)
-                record = existing or await records.add(webdav, wanted)
+                existing, grown = await _together(records.get(webdav, volume_id), records.grown(webdav, volume_id))
+                if existing:
+                    record = replace(existing, capacity=max(existing.capacity, grown))
+                else:
+                    record = await records.add(webdav, wanted)
                 if record.path != path:
                     raise AlreadyExists(f"volume {volume_id} exists, at another path")
                 if record.capacity < required or (limit and record.capacity > limit):
@@ -87,21 +96,37 @@ class Volumes:
         Raises:
             NotFound: static volumes too, which have no capacity of their own. OutOfRange: it is above `limit`.
         """
-        capacity = capacity_in_range(required=required, limit=limit)
+        wanted = capacity_in_range(required=required, limit=limit)
         with self._claim(fs, volume_id):
             async with self._gateways.open(fs) as webdav:
                 record = await self._find(fs, webdav, volume_id)
-            if record is None:
-                raise NotFound(f"volume {volume_id} was not created by this driver: its capacity can't be changed")
-            current = await self._quota(fs, record.path)
-            if current.exceeds(capacity):
-                if limit and current.exceeds(limit):
-                    raise OutOfRange(f"volume {volume_id} has {current.capacity} bytes already: above limit_bytes")
-                return current.capacity
-            await self._set_quota(fs, record.path, capacity)
-            if not (await self._quota(fs, record.path)).may_be(capacity):
-                raise NotReady(f"volume {volume_id}: the file system does not show the new capacity: try again")
+                if record is None:
+                    raise NotFound(f"volume {volume_id} was not created by this driver: its capacity can't be changed")
+                capacity = await self._grow(fs, webdav, record, wanted=wanted, limit=limit)
+        if limit and capacity > limit:
+            raise OutOfRange(f"volume {volume_id} has {capacity} bytes already: above limit_bytes")
         return capacity
+
+    async def _grow(self, fs: Filesystem, webdav: Webdav, record: Record, *, wanted: int, limit: int) -> int:
+        """The capacity in bytes that the volume has then. One that is above `limit` is left as it is."""
+        records, volume_id = self._records[fs.credentials], record.volume_id
+        shown, grown = await _together(self._quota(fs, record.path), records.grown(webdav, volume_id))
+        capacity = max(record.capacity, grown)
+        if shown.exceeds(max(capacity, wanted)):  # by hand, or by the earlier driver: nobody knows it better
+            return shown.capacity
+        if limit and capacity > limit:
+            return capacity
+        if wanted > capacity:
+            await records.grow(webdav, volume_id, wanted)
+        capacity = max(capacity, wanted)
+        # Also when it was large enough: who noted that may have been cut off before the quota.
+        for _ in range(_TRIES):
+            await self._set_quota(fs, record.path, capacity)
+            shown, grown = await _together(self._quota(fs, record.path), records.grown(webdav, volume_id))
+            if grown <= capacity and shown.may_be(capacity):
+                return capacity
+            capacity = max(capacity, grown)  # another controller works on it, too
+        raise NotReady(f"volume {volume_id}: the file system does not show the new capacity: try again")
 
     async def get(self, fs: Filesystem, volume_id: str) -> Record | None:
         """The volume, if a driver of this kind created it."""
@@ -130,17 +155,18 @@ class Volumes:
 
     async def _delete(self, fs: Filesystem, webdav: Webdav, volume_id: str) -> bool:
         records = self._records[fs.credentials]
-        record = await self._find(fs, webdav, volume_id)
+        record, places = await _together(self._find(fs, webdav, volume_id), records.places(webdav))
         if record is None:
-            await records.remove_place(webdav, volume_id)
+            await _together(records.remove_place(webdav, volume_id), records.forget_grown(webdav, volume_id))
             return False
-        others = await records.overlapping(webdav, record)
+        others = await records.overlapping(webdav, record, places=places)
         inside = next((other for other in others if _holds(record, other)), None)
         if inside:
             raise InUse(f"volume {inside.volume_id} lies in volume {volume_id}: delete that one first")
         # A directory that another volume has too, or holds, is deleted with that one (behaviour.md 1.11).
-        if not others:
-            await _delete_directory(webdav, record.path)
+        await _together(
+            _delete_directory(webdav, record.path, is_shared=bool(others)), records.forget_grown(webdav, volume_id)
+        )
         await records.remove(webdav, record)
         return True
 
@@ -192,8 +218,20 @@ def _holds(outer: Record, inner: Record) -> bool:
     return inner.path.text.startswith(f"{outer.path.text}/")
 
 
-async def _delete_directory(webdav: Webdav, path: Subpath) -> None:
+async def _delete_directory(webdav: Webdav, path: Subpath, *, is_shared: bool) -> None:
     """The one recursive delete of this driver (promise 4); the directory's quota goes with it."""
+    if is_shared:
+        return
     await webdav.delete_tree(require_own(path))
     if await webdav.is_there(path):
         raise NotReady(f"{path} is still there: try again")
+
+
+async def _together(one: Coroutine[None, None, _T], other: Coroutine[None, None, _S]) -> tuple[_T, _S]:
+    """What both return. When one fails the other is cut off, so that nothing goes on after the call."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            first, second = tasks.create_task(one), tasks.create_task(other)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return first.result(), second.result()

@@ -1,9 +1,10 @@
 """A controller for tests, and one real file system that it works on."""
 
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,14 @@ class Controller:
 
     async def quota(self, path: str) -> Quota:
         return Quota.parse(await run(self.juicefs.quota_get(self.fs, Subpath(text=path)), timeout=10))
+
+    async def expand(self, name: str, *, required: int, limit: int = 0) -> int:
+        return await self.volumes.expand(self.fs, name, required=required, limit=limit)
+
+    def bytes_allowed(self) -> set[int]:
+        """Every quota of the file system, as it is stored: the client prints it rounded."""
+        with closing(sqlite3.connect(self.fs.address.removeprefix("sqlite3://"))) as engine:
+            return {size for (size,) in engine.execute("select max_space from jfs_dir_quota")}
 
     async def at_root(self) -> set[str]:
         async with self.gateways.open(self.fs) as webdav:

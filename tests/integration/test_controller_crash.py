@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.controller import volumes as steps
+from services.controller.records import Records
 from services.controller.webdav import Webdav
 from shared.domain import GIB, Subpath
 from shared.errors import CommandFailed
@@ -74,6 +75,7 @@ async def test_a_crash_between_any_two_steps_of_delete(controller: Controller, *
     await controller.create("other")
     for step in count(1):
         await controller.create("v", path="place/v")
+        await controller.expand("v", required=2 * GIB)
         was_interrupted = await interrupted(controller, step, lambda: controller.volumes.delete(controller.fs, "v"))
         if is_tried_again:
             await controller.volumes.delete(controller.fs, "v")
@@ -82,9 +84,38 @@ async def test_a_crash_between_any_two_steps_of_delete(controller: Controller, *
             return
 
 
+@pytest.mark.parametrize("next_size", [1539, 1538])
+async def test_a_crash_between_any_two_steps_of_expand(controller: Controller, next_size: int) -> None:
+    """Promise 6: the same call again succeeds; one that is late and smaller finishes what was noted, or was not."""
+    await controller.create("other", required=7 * GIB)
+    for step in count(1):
+        await controller.create("v", required=1537 * GIB, path="place/v")
+        was_interrupted = await interrupted(controller, step, partial(controller.expand, "v", required=1539 * GIB))
+        before = max(controller.bytes_allowed())
+        capacity = await controller.expand("v", required=next_size * GIB)
+        assert capacity in {next_size * GIB, 1539 * GIB}
+        assert capacity >= before
+        assert controller.bytes_allowed() == {7 * GIB, capacity}
+        await controller.volumes.delete(controller.fs, "v")
+        await nothing_left(controller, "place/v")
+        if not was_interrupted:
+            assert capacity == 1539 * GIB
+            return
+
+
+async def test_an_expansion_that_was_cut_off_is_told_and_finished_by_create(controller: Controller) -> None:
+    """Promise 6: what was noted counts, whoever comes next."""
+    await controller.create("v")
+    async with controller.gateways.open(controller.fs) as webdav:
+        await Records().grow(webdav, "v", 3 * GIB)
+    assert (await controller.create("v")).capacity == 3 * GIB
+    assert controller.bytes_allowed() == {3 * GIB}
+
+
 async def nothing_left(controller: Controller, path: str) -> None:
     with pytest.raises(CommandFailed, match="no such file"):
         await controller.quota(path)
     async with controller.gateways.open(controller.fs) as webdav:
         assert set(await webdav.list(Subpath(text=".juicefs-csi/volumes"))) == {"other"}
         assert await webdav.list(Subpath(text=".juicefs-csi/places")) == {}
+        assert await webdav.list(Subpath(text=".juicefs-csi/grown")) == {}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from services.controller.quota import Quota
 from shared.domain import GIB, Subpath
 from shared.errors import AlreadyExists, Busy, CommandFailed, InUse, InvalidRequest, NotFound, OutOfRange
+from shared.runner import run
 from tests.integration.controlling import Controller, controlling, filesystem
 
 PVC = "pvc-76d2afa7-d1c1-419a-b971-b99da0b2b89c"
@@ -38,13 +40,16 @@ async def test_a_volume_without_a_capacity_has_no_quota(controller: Controller) 
 
 
 async def test_creating_twice_is_the_same_volume(controller: Controller) -> None:
-    """CSI: idempotent, also after a restart, also when the volume has grown."""
+    """CSI: idempotent, also after a restart; a volume that has grown is as large as it is."""
     first = await controller.create("v", required=GIB, limit=2 * GIB)
-    await controller.volumes.expand(controller.fs, "v", required=3 * GIB, limit=0)
     controller.restarted()
 
     assert await controller.create("v", required=GIB, limit=2 * GIB) == first
-    assert (await controller.quota("v")).may_be(3 * GIB)
+    await controller.expand("v", required=3 * GIB)
+    assert await controller.create("v", required=2 * GIB) == replace(first, capacity=3 * GIB)
+    with pytest.raises(AlreadyExists):
+        await controller.create("v", required=GIB, limit=2 * GIB)
+    assert controller.bytes_allowed() == {3 * GIB}
 
 
 @pytest.mark.parametrize("other", [{"required": 2 * GIB}, {"required": 0, "limit": GIB - 1}, {"path": "other"}])
@@ -179,6 +184,53 @@ async def test_a_volume_never_gets_smaller(controller: Controller) -> None:
     with pytest.raises(OutOfRange):
         await controller.volumes.expand(controller.fs, "v", required=GIB, limit=2 * GIB)
     assert (await controller.quota("v")).may_be(3 * GIB)
+
+
+async def test_a_late_smaller_expansion_shrinks_nothing(controller: Controller) -> None:
+    """Exact also where the client prints both as 1.5 TiB; after a restart, and whatever the limit."""
+    await controller.create("v", required=1536 * GIB)
+    assert await controller.expand("v", required=1538 * GIB) == 1538 * GIB
+    controller.restarted()
+
+    assert await controller.expand("v", required=1537 * GIB) == 1538 * GIB
+    with pytest.raises(OutOfRange, match=str(1538 * GIB)):
+        await controller.expand("v", required=1537 * GIB, limit=1537 * GIB)
+    assert controller.bytes_allowed() == {1538 * GIB}
+
+
+async def test_two_controllers_that_expand_one_volume(controller: Controller) -> None:
+    """The larger one stays, whoever is last: two controllers know each other by the file system only."""
+    await controller.create("v")
+    for size in range(2 * GIB, 10 * GIB, 2 * GIB):
+        one, other = controller.restarted(), controller.restarted()
+        await asyncio.gather(
+            one.expand(controller.fs, "v", required=size + GIB, limit=0),
+            other.expand(controller.fs, "v", required=size, limit=0),
+        )
+        assert controller.bytes_allowed() == {size + GIB}
+
+
+async def test_a_quota_that_is_larger_than_we_know_stays(controller: Controller) -> None:
+    """Raised by hand, or by the earlier driver, which kept no records: as the client prints it."""
+    for name in ("v", PVC):
+        await controller.create("v") if name == "v" else await controller.make(name)
+        await run(controller.juicefs.quota_set(controller.fs, Subpath(text=name), gib=4), timeout=20)
+        assert await controller.expand(name, required=3 * GIB) == 4 * GIB
+        with pytest.raises(OutOfRange):
+            await controller.expand(name, required=3 * GIB, limit=3 * GIB)
+        assert await controller.expand(name, required=5 * GIB) == 5 * GIB
+        assert await controller.expand(name, required=3 * GIB) == 5 * GIB
+
+
+async def test_the_next_volume_of_a_name_begins_anew(controller: Controller) -> None:
+    """What the last one had grown to goes with it."""
+    await controller.create("v")
+    await controller.expand("v", required=3 * GIB)
+    assert await controller.volumes.delete(controller.fs, "v")
+
+    await controller.create("v")
+    assert (await controller.create("v")).capacity == GIB
+    assert controller.bytes_allowed() == {GIB}
 
 
 async def test_a_static_volume_is_not_expanded(controller: Controller) -> None:
