@@ -1,9 +1,12 @@
 """Services killed and NATS away, at any moment: the same call again succeeds, or the opposite call cleans up."""
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Self
 
 import pytest
 import pytest_asyncio
@@ -24,14 +27,46 @@ async def machine() -> AsyncIterator[Local]:
         yield machine
 
 
-async def interrupted(machine: Local, service: str, call: asyncio.Task[None], *, after: float) -> None:
-    """Kill the service with -9 at this moment of the call, and start it again."""
-    await asyncio.wait({call}, timeout=after)
-    machine.driver.running[service].kill()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Seconds from the begin of a call: to the kill, and to the end of NATS (0: before the call) if it is stopped."""
+
+    kill: float
+    stop: float | None
+
+    @classmethod
+    def some(cls, seed: int, *, within: float) -> Iterator[Self]:
+        """The same in every run. In every other one NATS is away: from before the call, or from within it."""
+        random = Random(seed)  # noqa: S311 - what is wanted is that they repeat
+        for number in range(MOMENTS):
+            kill, stop = random.uniform(0, within), random.uniform(0, within)
+            yield cls(kill=kill, stop=[None, 0.0, None, stop][number % 4])
+
+
+async def interrupted(
+    machine: Local, service: str, call: Callable[[], Coroutine[None, None, None]], *, at: Moment
+) -> None:
+    """Kill the service with -9 at this moment of the call, and start it again; NATS is there again afterwards."""
+
+    async def stop_nats() -> None:
+        if at.stop:
+            await asyncio.wait({calling}, timeout=at.stop)
+            await machine.driver.stop("nats", signal.SIGKILL)
+
+    async def kill() -> None:
+        await asyncio.wait({calling}, timeout=at.kill)
+        machine.driver.running[service].kill()
+
+    if at.stop == 0:
+        await machine.driver.stop("nats", signal.SIGKILL)
+    calling = asyncio.create_task(call())
+    await asyncio.gather(kill(), stop_nats())
     with suppress(GRPCError, StreamTerminatedError, ConnectionError):
-        await asyncio.wait_for(call, 60)
+        await asyncio.wait_for(calling, 60)
     await machine.driver.stop(service)
     await machine.driver.start(service)
+    if at.stop is not None:
+        await machine.driver.start("nats")
 
 
 async def again(call: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -58,23 +93,21 @@ async def nothing_left(machine: Local, volume: str) -> None:
 
 @pytest.mark.parametrize("service", ["node", "mountpod"])
 async def test_killed_while_publishing(machine: Local, service: str) -> None:
-    """Promise 6: at ten moments; the same call again gives one mount and one bind."""
-    moments = random.Random(1)  # noqa: S311 - the same moments in every run
-    for _ in range(MOMENTS):
-        call = asyncio.create_task(machine.csi.publish("interrupted", machine.target("kill", "interrupted")))
-        await interrupted(machine, service, call, after=moments.uniform(0, 0.4))
+    """Promise 6: at ten moments, NATS stopped in five; the same call again gives one mount and one bind."""
+    target = machine.target("kill", "interrupted")
+    for moment in Moment.some(1, within=0.4):
+        await interrupted(machine, service, lambda: machine.csi.publish("interrupted", target), at=moment)
         await published(machine, "interrupted")
         await nothing_left(machine, "interrupted")
 
 
 @pytest.mark.parametrize("service", ["node", "mountpod"])
 async def test_killed_while_unpublishing(machine: Local, service: str) -> None:
-    """Promise 6: at ten moments; nothing is left, and the volume can be published again."""
-    moments = random.Random(2)  # noqa: S311 - the same moments in every run
-    for _ in range(MOMENTS):
+    """Promise 6: at ten moments, NATS stopped in five; nothing is left, and the volume can be published again."""
+    target = machine.target("kill", "interrupted")
+    for moment in Moment.some(2, within=0.05):
         await published(machine, "interrupted")
-        call = asyncio.create_task(machine.csi.unpublish("interrupted", machine.target("kill", "interrupted")))
-        await interrupted(machine, service, call, after=moments.uniform(0, 0.05))
+        await interrupted(machine, service, lambda: machine.csi.unpublish("interrupted", target), at=moment)
         await nothing_left(machine, "interrupted")
 
 
