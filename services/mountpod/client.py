@@ -248,12 +248,13 @@ class Client:
 
     async def _is_wanted(self) -> bool:
         """True if it was asked for, or if something is mounted or bound still; also while the node can't tell."""
-        patience = time.monotonic() + _REPORT_PATIENCE
+        clock = asyncio.get_running_loop().time
+        patience = clock() + _REPORT_PATIENCE
         while not (self._is_asked or self._ended.is_set() or self._is_mounted):
             try:
                 mounts = await self._node.report()
             except DriverError:
-                if time.monotonic() > patience:
+                if clock() > patience:
                     return True
                 await asyncio.sleep(_LOOK)
             else:

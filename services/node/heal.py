@@ -5,7 +5,6 @@ Rebinding is for the rest: client and node service killed together, a client tha
 """
 
 import asyncio
-import time
 from contextlib import suppress
 from typing import Final
 
@@ -37,14 +36,15 @@ class Healer:
 
     async def run(self) -> None:
         """Heal until cancelled."""
-        due = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        due = clock()
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
                 try:
                     await self._rebind()
-                    if time.monotonic() >= due:
-                        due = time.monotonic() + PERIOD
+                    if clock() >= due:
+                        due = clock() + PERIOD
                         self._give_up()
                         self._mounts.refetch()
                 except Exception as error:
@@ -64,7 +64,7 @@ class Healer:
 
     def _give_up(self) -> None:
         """After the grace an error is better than a hang."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         orphans = {name: self._orphans.get(name, now) for name in self._mounts.orphans()}
         self._orphans = orphans
         for name, since in orphans.items():

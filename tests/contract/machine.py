@@ -8,13 +8,12 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import betterproto2
 import orjson
 import pytest
 
@@ -22,56 +21,22 @@ from services.mountpod.launch import remove_files
 from services.mountpod.node import NodeService
 from services.mountpod.processes import Processes
 from services.mountpod.supervisor import _holders
-from shared import events, mounter
+from shared import mounter
 from shared.api.juicefs.v1 import (
-    CloseReply,
-    CloseRequest,
-    Event,
-    MountReport,
     PrepareReply,
     PrepareRequest,
-    ReportReply,
-    ReportRequest,
 )
-from shared.bus import Bus
 from shared.domain import Subpath
-from shared.errors import NotReady
 from shared.filesystem import credentials_digest
 from shared.juicefs import Juicefs
 from shared.layout import Layout
 from shared.mounttable import MountTable
 from shared.settings import ClientSettings
+from tests.fakes.bus import MemoryBus
+from tests.fakes.node import FakeNode
 
-R = TypeVar("R", bound=betterproto2.Message)
 BINARY = Path(sys.executable).with_name("juicefs")
 TABLE = MountTable()
-
-
-class MemoryBus(Bus):
-    """The bus without NATS: what is served here is asked here; `said` is every event."""
-
-    def __init__(self) -> None:
-        super().__init__(url="nats://127.0.0.1:1", service="mountpod", node="n1")
-        self.served: dict[str, Callable[[Any], Awaitable[Any]]] = {}
-        self.said: list[Event] = []
-        self.is_away = False
-
-    async def request(self, subject: str, message: betterproto2.Message, reply: type[R], *, timeout: float) -> R:
-        if self.is_away or subject not in self.served:
-            raise NotReady("NATS is away")
-        async with asyncio.timeout(timeout):
-            return reply.parse(bytes(await self.served[subject](message)))
-
-    def serve(
-        self, subject: str, request: type[Any], answer: Callable[[Any], Awaitable[Any]], *, queue: str = ""
-    ) -> None:
-        self.served[subject] = answer
-
-    def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None:
-        self.said.append(events.event(what, volume_id=volume_id, mount=mount, request_id=""))
-
-    def kinds(self) -> list[str]:
-        return [events.kind(said) for said in self.said]
 
 
 class FakeKeeper:
@@ -126,19 +91,13 @@ class FakeKeeper:
         os.close(self._null)
 
 
-@dataclass(kw_only=True)
-class FakeNode:
-    """Makes directories, unmounts, and reports the targets that a test says there are."""
+class MachineNode(FakeNode):
+    """Makes directories and unmounts; still it reports the targets that a test says there are."""
 
-    bus: MemoryBus
-    layout: Layout
-    targets: dict[str, list[str]] = field(default_factory=dict)
-    keepers: dict[str, FakeKeeper] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.bus.serve("juicefs.rpc.node.n1.Prepare", PrepareRequest, self.prepare)
-        self.bus.serve("juicefs.rpc.node.n1.Close", CloseRequest, self.close)
-        self.bus.serve("juicefs.rpc.node.n1.Report", ReportRequest, self.report)
+    def __init__(self, bus: MemoryBus, layout: Layout) -> None:
+        super().__init__(bus)
+        self.layout = layout
+        self.keepers: dict[str, FakeKeeper] = {}
 
     async def prepare(self, request: PrepareRequest) -> PrepareReply:
         client = self.layout.client(request.mount)
@@ -150,12 +109,9 @@ class FakeNode:
             client.mount_point.mkdir(parents=True, exist_ok=True)
         return PrepareReply()
 
-    async def close(self, request: CloseRequest) -> CloseReply:
-        if self.targets.get(request.mount):
-            return CloseReply(in_use=True)
-        unmount_all(str(self.layout.client(request.mount).mount_point))
-        self.forget(request.mount)
-        return CloseReply()
+    def unmount(self, name: str) -> None:
+        unmount_all(str(self.layout.client(name).mount_point))
+        self.forget(name)
 
     def forget(self, name: str) -> None:
         """As when the node service ends: nobody keeps the client's descriptor any more."""
@@ -163,12 +119,8 @@ class FakeNode:
             keeper.close()
             self.layout.client(name).comm_socket.unlink()
 
-    async def report(self, _: ReportRequest) -> ReportReply:
-        mounts = [
-            MountReport(mount=name, targets=self.targets.get(name, []))
-            for name in {*self.layout.names(), *self.targets}
-        ]
-        return ReportReply(mounts=mounts)
+    def names(self) -> set[str]:
+        return {*self.layout.names(), *self.targets}
 
 
 @dataclass(kw_only=True)
@@ -178,7 +130,7 @@ class Machine:
     root: Path
     layout: Layout
     bus: MemoryBus
-    node: FakeNode
+    node: MachineNode
     juicefs: Juicefs
 
     @asynccontextmanager
@@ -257,7 +209,7 @@ async def empty_machine() -> AsyncIterator[Machine]:
     with tempfile.TemporaryDirectory(prefix="mp", dir="/tmp") as root:
         layout = Layout(mount_root=Path(root, "m"), run=Path(root, "r"))
         bus = MemoryBus()
-        found = Machine(root=Path(root), layout=layout, bus=bus, node=FakeNode(bus=bus, layout=layout), juicefs=juicefs)
+        found = Machine(root=Path(root), layout=layout, bus=bus, node=MachineNode(bus, layout), juicefs=juicefs)
         try:
             yield found
         finally:

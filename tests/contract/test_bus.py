@@ -1,8 +1,8 @@
-"""What services may rely on when they ask each other, on a real nats-server."""
+"""What services may rely on when they ask each other: on a real nats-server, and on the fake of the unit tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
@@ -10,6 +10,7 @@ from shared import log
 from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, Event, MountIdle, TargetBound
 from shared.bus import Bus
 from shared.errors import BY_NAME, CommandFailed, DriverError, InvalidRequest, NotReady
+from tests.fakes.bus import MemoryBus
 from tests.nats_server import NatsServer, nats_server
 from tests.waiting import until
 
@@ -25,31 +26,45 @@ def nats() -> Iterator[NatsServer]:
         yield server
 
 
-@asynccontextmanager
-async def running(*buses: Bus) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(bus.run()) for bus in buses]
-    try:
-        await until(lambda: all(bus.is_connected for bus in buses))
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+class Conversation:
+    """Buses on one nats-server, or in memory. `nats` is started by the first test that needs it."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._memory = MemoryBus() if request.param == "memory" else None
+        self._url = "" if self._memory else request.getfixturevalue("nats").url
+
+    def bus(self, service: str) -> Bus:
+        return self._memory.beside(service=service) if self._memory else Bus(url=self._url, service=service, node="n1")
+
+    @asynccontextmanager
+    async def joined(self, bus: Bus) -> AsyncIterator[Bus]:
+        """The bus runs while inside."""
+        running = asyncio.create_task(bus.run() if not self._memory else asyncio.Event().wait())
+        try:
+            await until(lambda: bus.is_connected)
+            yield bus
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+    def answering(self, answer: Answer, *, queue: str = "") -> AbstractAsyncContextManager[Bus]:
+        """A mountpod service that answers Ensure."""
+        bus = self.bus("mountpod")
+        bus.serve(SUBJECT, EnsureRequest, answer, queue=queue)
+        return self.joined(bus)
+
+
+@pytest.fixture(params=["nats", "memory"])
+def talk(request: pytest.FixtureRequest) -> Conversation:
+    return Conversation(request)
+
+
+on_nats = pytest.mark.parametrize("talk", ["nats"], indirect=True)
 
 
 @pytest.fixture
-async def node(nats: NatsServer) -> AsyncIterator[Bus]:
-    bus = Bus(url=nats.url, service="node", node="n1")
-    async with running(bus):
-        yield bus
-
-
-@asynccontextmanager
-async def answering(nats: NatsServer, answer: Answer, *, queue: str = "") -> AsyncIterator[Bus]:
-    """A mountpod service that answers Ensure."""
-    bus = Bus(url=nats.url, service="mountpod", node="n1")
-    bus.serve(SUBJECT, EnsureRequest, answer, queue=queue)
-    async with running(bus):
+async def node(talk: Conversation) -> AsyncIterator[Bus]:
+    async with talk.joined(talk.bus("node")) as bus:
         yield bus
 
 
@@ -73,17 +88,17 @@ async def ask(bus: Bus, request: EnsureRequest = EMPTY, *, timeout: float = 5) -
     return await bus.request(SUBJECT, request, EnsureReply, timeout=timeout)
 
 
-async def test_a_request_is_answered(nats: NatsServer, node: Bus) -> None:
+async def test_a_request_is_answered(talk: Conversation, node: Bus) -> None:
     """The answer is of the type that was asked for."""
-    async with answering(nats, echo):
+    async with talk.answering(echo):
         reply = await ask(node, EnsureRequest(volume_id="v1"))
 
     assert reply.mount == "v1"
 
 
-async def test_the_request_id_travels(nats: NatsServer, node: Bus) -> None:
+async def test_the_request_id_travels(talk: Conversation, node: Bus) -> None:
     """One id from the CSI call over the bus."""
-    async with answering(nats, echo):
+    async with talk.answering(echo):
         with log.bound(request="0123456789abcdef"):
             reply = await ask(node)
 
@@ -91,9 +106,9 @@ async def test_the_request_id_travels(nats: NatsServer, node: Bus) -> None:
 
 
 @pytest.mark.parametrize("word", BY_NAME.values())
-async def test_an_error_is_raised_where_it_was_asked(nats: NatsServer, node: Bus, word: type[DriverError]) -> None:
+async def test_an_error_is_raised_where_it_was_asked(talk: Conversation, node: Bus, word: type[DriverError]) -> None:
     """The same word with the same text, whatever characters it has."""
-    async with answering(nats, raises(word("100% größer:\nread the log %41"))):
+    async with talk.answering(raises(word("100% größer:\nread the log %41"))):
         with pytest.raises(DriverError) as caught:
             await ask(node)
 
@@ -101,18 +116,18 @@ async def test_an_error_is_raised_where_it_was_asked(nats: NatsServer, node: Bus
     assert str(caught.value) == "100% größer:\nread the log %41"
 
 
-async def test_a_failed_command_keeps_its_reason(nats: NatsServer, node: Bus) -> None:
+async def test_a_failed_command_keeps_its_reason(talk: Conversation, node: Bus) -> None:
     """CommandFailed tells its class on both sides."""
-    async with answering(nats, raises(CommandFailed("refused", reason="META_UNREACHABLE"))):
+    async with talk.answering(raises(CommandFailed("refused", reason="META_UNREACHABLE"))):
         with pytest.raises(CommandFailed) as caught:
             await ask(node)
 
     assert caught.value.reason == "META_UNREACHABLE"
 
 
-async def test_an_unexpected_exception_shows_only_its_type(nats: NatsServer, node: Bus) -> None:
+async def test_an_unexpected_exception_shows_only_its_type(talk: Conversation, node: Bus) -> None:
     """Its text may quote a secret; and the service goes on."""
-    async with answering(nats, raises(ValueError("hunter2"))):
+    async with talk.answering(raises(ValueError("hunter2"))):
         for _ in range(2):
             with pytest.raises(DriverError, match="ValueError in mountpod") as caught:
                 await ask(node)
@@ -126,7 +141,7 @@ async def test_nobody_answers(node: Bus) -> None:
             await ask(node, timeout=30)
 
 
-async def test_an_answer_too_late(nats: NatsServer, node: Bus) -> None:
+async def test_an_answer_too_late(talk: Conversation, node: Bus) -> None:
     """The asker hears NotReady in time, and the work is cut off: nobody waits for it."""
     ended = asyncio.Event()
 
@@ -136,25 +151,25 @@ async def test_an_answer_too_late(nats: NatsServer, node: Bus) -> None:
         finally:
             ended.set()
 
-    async with answering(nats, work):
+    async with talk.answering(work):
         with pytest.raises(NotReady, match=r"mountpod (did not answer|was not done)"):
             await ask(node, timeout=0.2)
         await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_a_payload_that_is_no_message(nats: NatsServer, node: Bus) -> None:
+async def test_a_payload_that_is_no_message(talk: Conversation, node: Bus) -> None:
     """Refused as a bad request, without calling the service."""
 
     class Broken(EnsureRequest):
         def __bytes__(self) -> bytes:
             return b"\x0a\x02\xff\xff"
 
-    async with answering(nats, echo):
+    async with talk.answering(echo):
         with pytest.raises(InvalidRequest, match="no EnsureRequest"):
             await ask(node, Broken())
 
 
-async def test_slow_requests_run_side_by_side(nats: NatsServer, node: Bus) -> None:
+async def test_slow_requests_run_side_by_side(talk: Conversation, node: Bus) -> None:
     """A hundred answers that all wait for the last one."""
     together = asyncio.Barrier(100)
 
@@ -162,13 +177,14 @@ async def test_slow_requests_run_side_by_side(nats: NatsServer, node: Bus) -> No
         await together.wait()
         return EnsureReply(mount=request.volume_id)
 
-    async with answering(nats, meet):
+    async with talk.answering(meet):
         replies = await asyncio.gather(*(ask(node, EnsureRequest(volume_id=f"v{i}")) for i in range(100)))
 
     assert [reply.mount for reply in replies] == [f"v{i}" for i in range(100)]
 
 
-async def test_a_queue_answers_once(nats: NatsServer, node: Bus) -> None:
+@on_nats
+async def test_a_queue_answers_once(talk: Conversation, node: Bus) -> None:
     """Of several replicas one does the work."""
     calls: list[str] = []
 
@@ -176,17 +192,16 @@ async def test_a_queue_answers_once(nats: NatsServer, node: Bus) -> None:
         calls.append(request.volume_id)
         return EnsureReply()
 
-    async with answering(nats, count, queue="mountpod"), answering(nats, count, queue="mountpod"):
+    async with talk.answering(count, queue="mountpod"), talk.answering(count, queue="mountpod"):
         for number in range(20):
             await ask(node, EnsureRequest(volume_id=f"v{number}"))
 
     assert calls == [f"v{number}" for number in range(20)]
 
 
-async def test_what_is_served_later_is_answered_too(nats: NatsServer, node: Bus) -> None:
+async def test_what_is_served_later_is_answered_too(talk: Conversation, node: Bus) -> None:
     """A service may begin to serve a subject while it is connected."""
-    bus = Bus(url=nats.url, service="mountpod", node="n1")
-    async with running(bus):
+    async with talk.joined(talk.bus("mountpod")) as bus:
         bus.serve(SUBJECT, EnsureRequest, echo)
         async with asyncio.timeout(5):
             while True:
@@ -197,13 +212,13 @@ async def test_what_is_served_later_is_answered_too(nats: NatsServer, node: Bus)
                     continue
 
 
-async def test_an_event_is_heard(nats: NatsServer, node: Bus) -> None:
+async def test_an_event_is_heard(talk: Conversation, node: Bus) -> None:
     """With who says it, of what, and in whose call."""
     heard: list[Event] = []
-    listener = Bus(url=nats.url, service="mountpod", node="n1")
+    listener = talk.bus("mountpod")
     listener.on_event("juicefs.event.node.n1.>", heard.append)
 
-    async with running(listener):
+    async with talk.joined(listener):
         with log.bound(request="abc"):
             node.say(TargetBound(target="/t", read_only=True), volume_id="v1", mount="v1-abc")
         await until(lambda: heard)
@@ -213,7 +228,7 @@ async def test_an_event_is_heard(nats: NatsServer, node: Bus) -> None:
     assert heard[0].target_bound == TargetBound(target="/t", read_only=True)
 
 
-async def test_a_listener_that_fails_hears_the_next(nats: NatsServer, node: Bus) -> None:
+async def test_a_listener_that_fails_hears_the_next(talk: Conversation, node: Bus) -> None:
     """One bad event does not end the subscription."""
     heard: list[str] = []
 
@@ -221,15 +236,16 @@ async def test_a_listener_that_fails_hears_the_next(nats: NatsServer, node: Bus)
         heard.append(said.volume_id)
         raise RuntimeError
 
-    listener = Bus(url=nats.url, service="mountpod", node="n1")
+    listener = talk.bus("mountpod")
     listener.on_event("juicefs.event.node.n1.MountIdle", hear)
-    async with running(listener):
+    async with talk.joined(listener):
         node.say(MountIdle(), volume_id="v1")
         node.say(MountIdle(), volume_id="v2")
         await until(lambda: heard == ["v1", "v2"])
 
 
-async def test_who_stops_says_so(nats: NatsServer, node: Bus) -> None:
+@on_nats
+async def test_who_stops_says_so(talk: Conversation, node: Bus) -> None:
     """A request that is being answered when the service ends is refused at once, not left to its deadline."""
     asked = asyncio.Event()
 
@@ -237,7 +253,7 @@ async def test_who_stops_says_so(nats: NatsServer, node: Bus) -> None:
         asked.set()
         return await never(request)
 
-    async with answering(nats, work):
+    async with talk.answering(work):
         asking = asyncio.create_task(ask(node, timeout=30))
         await asked.wait()
 

@@ -1,12 +1,10 @@
 """Questions to mounts, some of which are gone or never answer. No client: the kernel alone decides these."""
 
 import asyncio
-import ctypes
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from services.node.probe import DeadMount, Probes, Unmounted
 from shared import mounter
 from shared.errors import NotReady
 from shared.mounttable import MountEntry, MountTable
+from tests.unserved import mount, unserved
 
 MIB = 1 << 20
 TABLE = MountTable()
@@ -43,28 +42,14 @@ def top(path: Path) -> MountEntry:
     return entry
 
 
-def mount(kind: str, path: Path, data: str) -> None:
-    path.mkdir()
-    mounter._check(mounter._libc.mount(kind.encode(), bytes(path), kind.encode(), ctypes.c_ulong(0), data.encode()))
-
-
 def targets(directory: Path, count: int) -> list[MountEntry]:
     """Binds of one file system of 1 MiB."""
+    for number in range(count):
+        (directory / str(number)).mkdir()
     mount("tmpfs", directory / "0", "size=1m")
     for number in range(1, count):
-        (directory / str(number)).mkdir()
         mounter._mount(str(directory / "0"), str(directory / str(number)), 0x1000)  # MS_BIND
     return [top(directory / str(number)) for number in range(count)]
-
-
-@contextmanager
-def hung(path: Path) -> Iterator[None]:
-    """A FUSE file system that nobody serves, until its connection ends."""
-    with ExitStack() as stack:
-        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-        mount("fuse", path, f"fd={descriptor},rootmode=40000,user_id=0,group_id=0")
-        yield
 
 
 async def test_a_target_that_is_gone_harms_no_other(directory: Path, probes: Probes) -> None:
@@ -98,7 +83,8 @@ async def test_a_file_that_is_a_target_is_asked(directory: Path, probes: Probes)
 
 async def test_a_hung_client_costs_one_thread(directory: Path, probes: Probes) -> None:
     """Promise 9: however often it is asked about, and it is called hung within 2 s."""
-    with hung(directory / "hung"):
+    (directory / "hung").mkdir()
+    with unserved(directory / "hung"):
         entry = top(directory / "hung")
         async with asyncio.timeout(2):
             asked = await asyncio.gather(*(probes.ask(entry) for _ in range(9)), return_exceptions=True)

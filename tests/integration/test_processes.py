@@ -15,7 +15,6 @@ from services.mountpod import client
 from services.mountpod.processes import Processes
 from services.mountpod.supervisor import Supervisor
 from shared import alive, mounter
-from shared.errors import DriverError
 from shared.juicefs import Juicefs
 from shared.settings import ClientSettings
 from tests.contract.machine import Machine, empty_machine, until
@@ -181,13 +180,3 @@ async def test_no_secret_in_an_argv_or_event(machine: Machine) -> None:
         await until(lambda: machine.bus.kinds().count("ClientReady") == 2)
     assert len(commands) >= 2
     assert "marker" not in "".join([*commands, *map(str, machine.bus.said)])
-
-
-async def test_two_clients_of_one_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise 20: six letters that are equal by chance never make two volumes share a client."""
-    monkeypatch.setattr(ClientSettings, "mount_name", property(lambda _: "same-abcdef"))
-    async with machine.runtime() as runtime:
-        await runtime.ensure(machine.publish("pvc-1"))
-        with pytest.raises(DriverError, match="same-abcdef"):
-            await runtime.ensure(machine.publish("pvc-2"))
-        await until(lambda: "ClientReady" in machine.bus.kinds())
