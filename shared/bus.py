@@ -173,10 +173,13 @@ class Bus:
 
         self._subscribe(_Wanted(subject, "", pass_on))
 
-    def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None:
-        """Tell a fact. Never waits, never fails: the last 1000 are kept while NATS is away, and drops are counted."""
+    def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "", node: str = "") -> None:
+        """Tell a fact, of `node` if this service belongs to none.
+
+        Never waits, never fails: the last 1000 are kept while NATS is away, and drops are counted.
+        """
         said = events.event(what, volume_id=volume_id, mount=mount, request_id=log.request_id.get())
-        said.service, said.node = self._service, self.node
+        said.service, said.node = self._service, self.node or node
         try:
             self._outbox.put(events.subject(said), bytes(said))
         except Exception as error:  # noqa: BLE001 - whoever says something must not suffer from how it is told

@@ -9,7 +9,14 @@
         client.log                       what the client printed               (mountpod)
         fuse_fd_comm                     symlink to the client's own socket    (mountpod)
     <run>/targets/<digest>               which client a target was bound to    (node)
+    <run>/answers/<digest>               which client answered which inputs    (node)
     <run>/credentials/<digest>.json      credentials of a publish, 0600        (node writes, mountpod takes)
+
+A client that is a pod has its directory as /tmp, so its own sockets and `alive` lie there without anybody's help:
+
+        kept                             an empty file: the directory is to stay                 (node)
+        resume                           session and file of a client that made way, two lines   (node, for the next)
+        fuse_fd_comm.<pid>, state<pid>.json, formatted                                           (the client)
 
 <run> is on a tmpfs: it is gone after a reboot, as the mounts are.
 """
@@ -50,6 +57,31 @@ class Client:
     def own_socket(self) -> Path:
         return self.directory / "fuse_fd_comm"
 
+    @property
+    def own_sockets(self) -> list[Path]:
+        """Where the client, or one before it, listens: the newest first."""
+        found = [path.resolve() for path in self.directory.glob("fuse_fd_comm*") if path.exists()]
+        return sorted(found, key=lambda path: -path.stat().st_ctime_ns)
+
+    @property
+    def is_claimed(self) -> bool:
+        """True while somebody is to start, or to bring back, this client."""
+        return self.state.exists() or self.kept.exists()
+
+    def remove_leftovers(self) -> None:
+        """Remove what a pod's client left in its /tmp, and the mark that keeps it; a directory in it stays."""
+        for path in sorted(self.directory.iterdir(), key=lambda path: path == self.kept):
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
+
+    @property
+    def kept(self) -> Path:
+        return self.directory / "kept"
+
+    @property
+    def resume(self) -> Path:
+        return self.directory / "resume"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -65,6 +97,10 @@ class Layout:
     @property
     def targets(self) -> Path:
         return self.run / "targets"
+
+    @property
+    def answers(self) -> Path:
+        return self.run / "answers"
 
     def client(self, name: str) -> Client:
         """The paths of the client with this mount name (`shared.settings.mount_name`)."""

@@ -25,7 +25,10 @@ _SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """What one client is started with. `options` are (key, value) pairs, sorted; a flag has an empty value."""
+    """What one client is started with. `options` are (key, value) pairs, sorted; a flag has an empty value.
+
+    `pod` is the digest of what its pod looks like, empty for a client that is no pod.
+    """
 
     volume_id: str
     credentials: str
@@ -33,6 +36,7 @@ class ClientSettings:
     options: tuple[tuple[str, str], ...]
     delete_delay: float = 0.0
     clean_cache: bool = False
+    pod: str = ""
 
     @property
     def digest(self) -> str:
@@ -53,6 +57,7 @@ class ClientSettings:
             "options": [list(pair) for pair in self.options],
             "delete_delay": self.delete_delay,
             "clean_cache": self.clean_cache,
+            **({"pod": self.pod} if self.pod else {}),
         }
 
     @classmethod

@@ -18,6 +18,8 @@ from shared.api.juicefs.v1 import (
     CloseRequest,
     PrepareReply,
     PrepareRequest,
+    ReleaseReply,
+    ReleaseRequest,
     ReportReply,
     ReportRequest,
     ServiceStarted,
@@ -37,8 +39,12 @@ def answer_mountpod(bus: Bus, mounts: Mounts, *, node: str) -> None:
     """What mountpod may ask of this node."""
 
     async def prepare(request: PrepareRequest) -> PrepareReply:
-        await mounts.prepare(request.mount)
+        await mounts.prepare(request.mount, keep=request.keep)
         return PrepareReply()
+
+    async def release(request: ReleaseRequest) -> ReleaseReply:
+        await mounts.release(request.mount)
+        return ReleaseReply()
 
     async def close(request: CloseRequest) -> CloseReply:
         return CloseReply(in_use=await mounts.close(request.mount))
@@ -48,6 +54,7 @@ def answer_mountpod(bus: Bus, mounts: Mounts, *, node: str) -> None:
 
     subject = f"juicefs.rpc.node.{node}"
     bus.serve(f"{subject}.Prepare", PrepareRequest, prepare)
+    bus.serve(f"{subject}.Release", ReleaseRequest, release)
     bus.serve(f"{subject}.Close", CloseRequest, close)
     bus.serve(f"{subject}.Report", ReportRequest, report)
 
@@ -85,6 +92,7 @@ async def assemble(program: app.App, *, layout: Layout, table: MountTable, probe
     answer_mountpod(bus, mounts, node=options.node)
     for hear in (clients.hear, mounts.hear):
         bus.on_event(f"juicefs.event.mountpod.{options.node}.>", hear)
+        bus.on_event("juicefs.event.mountpod._.ServiceStarted", hear)
     metrics.mounts.set_function(lambda: len(mounts.present()))
     program.ready_when("csi", lambda: None if endpoint.serving.is_set() else "the CSI socket is not served")
 

@@ -10,16 +10,17 @@ from typing import Final
 
 import orjson
 
+from services.node.answers import Answers
 from services.node.mounts import Mounts
 from services.node.probe import Probes, Unmounted
-from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, Event, MountFailed
+from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, Event, MountFailed, Workload
 from shared.bus import Bus
 from shared.domain import digest
 from shared.errors import CommandFailed, NotReady
 from shared.filesystem import credentials_digest
 from shared.layout import Layout
 from shared.mounttable import MountEntry, MountTable
-from shared.settings import ClientSettings, parse, shared_context
+from shared.settings import shared_context
 
 ASK_TIMEOUT: Final = 10.0
 ASK_AGAIN: Final = 1.0
@@ -34,6 +35,13 @@ class Wanted:
     context: Mapping[str, str]
     mount_options: tuple[str, ...]
     secrets: Mapping[str, str]
+    target: str = ""
+
+    @property
+    def workload(self) -> Workload:
+        """The pod that wants it, as kubelet tells (podInfoOnMount)."""
+        pod = {key: self.context.get(f"csi.storage.k8s.io/pod.{key}", "") for key in ("namespace", "name", "uid")}
+        return Workload(**pod)
 
     @property
     def inputs(self) -> str:
@@ -44,20 +52,6 @@ class Wanted:
     def credentials(self) -> str:
         """Digest of the secrets."""
         return credentials_digest(self.secrets)
-
-    @property
-    def settings(self) -> ClientSettings:
-        """What mountpod makes of it: a function of the inputs.
-
-        Raises:
-            InvalidRequest: names the key or option that can't be understood.
-        """
-        return parse(
-            volume_id=self.volume_id,
-            context=shared_context(self.context),
-            mount_options=self.mount_options,
-            credentials=self.credentials,
-        )
 
 
 class Clients:
@@ -72,6 +66,7 @@ class Clients:
         self._probes = probes
         self._bus = bus
         self._subject = f"juicefs.rpc.mountpod.{node}.Ensure"
+        self._answers = Answers(layout)
         self._known: dict[str, str] = {}
         self._failed: dict[str, tuple[float, MountFailed]] = {}
         self._changes = 0
@@ -87,6 +82,8 @@ class Clients:
         elif event.service_started is not None or event.mount_closed is not None:
             self._changes += 1
             self._table.nudge()
+        if event.mount_closed is not None:
+            self._answers.forget(event.mount)
         if event.mount_superseded is not None or event.mount_closed is not None:
             self._failed.pop(event.mount, None)
             self._known = {inputs: name for inputs, name in self._known.items() if name != event.mount}
@@ -109,6 +106,7 @@ class Clients:
                 with self._mounts.expect(name):
                     entry = await self._appears(name, wanted, since=asked_at, is_asked=not is_known)
                     self._known[wanted.inputs] = name
+                    self._answers.note(wanted.inputs, name)
                     yield entry
         except TimeoutError:
             raise NotReady(f"the client of volume {wanted.volume_id} is not ready after {timeout:.0f} s") from None
@@ -118,8 +116,8 @@ class Clients:
         try:
             return await self._ensure(wanted)
         except NotReady:
-            name = wanted.settings.mount_name
-            if self._mounts.mounted(name) is None:
+            name = self._answers.name(wanted.inputs)
+            if not name or self._mounts.mounted(name) is None:
                 raise
             return name
 
@@ -131,6 +129,8 @@ class Clients:
             volume_context=shared_context(wanted.context),
             mount_options=list(wanted.mount_options),
             credentials=wanted.credentials,
+            workload=wanted.workload,
+            target=wanted.target,
         )
         return (await self._bus.request(self._subject, request, EnsureReply, timeout=ASK_TIMEOUT)).mount
 

@@ -120,19 +120,41 @@ class Keeper:
 
     async def fetch(self) -> None:
         """Ask a client that outlived us for its descriptor; it then hands it in at our socket as at its start."""
-        with suppress(OSError, TimeoutError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        for path in self._client.own_sockets:
+            with suppress(OSError, TimeoutError):
+                await self._ask(path, gives_back=True)
+                return
+
+    async def release(self) -> bool:
+        """Have the client give its descriptor away, so that it ends when it is told to start anew; True if it did.
+
+        Our copy of before stays: the next client takes it.
+        """
+        for path in self._client.own_sockets:
+            with suppress(OSError, TimeoutError):
+                await self._ask(path, gives_back=False)
+                return self.holds
+        return False
+
+    async def _ask(self, path: Path, *, gives_back: bool) -> None:
+        """The client gives its copy away; it takes it back with our answer, or is told that we keep it."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(0)
-            connection.connect(str(self._client.own_socket.readlink()))
+            connection.connect(str(path))
             if not _is_own(connection):
                 return
             async with asyncio.timeout(_ANSWER_TIMEOUT):
                 setup, descriptors = await _receive(connection)
             with_fuse = [descriptor for descriptor in descriptors if mounter.is_fuse_device(descriptor)]
-            if with_fuse:
-                # The client gave its copy away and takes it back with this message.
+            if with_fuse and gives_back:
                 socket.send_fds(connection, [setup], with_fuse)
+            elif with_fuse:
+                connection.send(_TAKEN)
+                self.forget()
+                self._setup, self._descriptor = setup, with_fuse.pop()
             for descriptor in descriptors:
-                os.close(descriptor)
+                if descriptor != self._descriptor:
+                    os.close(descriptor)
 
 
 def _listen(path: Path) -> socket.socket:

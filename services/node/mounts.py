@@ -5,19 +5,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Final
 
-import betterproto2
 import structlog
 
 from services.node.bindings import Bindings
-from services.node.keeper import Keeper
+from services.node.keepers import Keepers
 from services.node.probe import DeadMount, Probes, Unmounted
+from services.node.session import read_session
 from shared import alive, mounter
-from shared.api.juicefs.v1 import ClientGivenUp, DescriptorTaken, Event, MountReport
-from shared.errors import DriverError, InvalidRequest, NotReady
+from shared.api.juicefs.v1 import ClientGivenUp, Event, MountReport
+from shared.errors import DriverError, InvalidRequest, NotFound, NotReady
 from shared.events import Say
 from shared.layout import Client, Layout
 from shared.metrics import Metrics
@@ -28,8 +27,6 @@ from shared.threads import in_thread
 log = structlog.get_logger()
 
 _UNMOUNT_TIMEOUT: Final = 10.0
-_REFETCH: Final = 30.0
-"""Seconds without a living client's descriptor until it is asked for again; also how long one fetch may take."""
 _BUSY: Final = 2.0
 """Seconds that the kernel may call an unused mount busy."""
 _PREPARED: Final = 60.0
@@ -49,19 +46,18 @@ class Mounts:
         self._tasks: asyncio.TaskGroup | None = None
         self.restored = asyncio.Event()
         self.say = say
-        self._metrics = metrics
-        self._keepers: dict[str, Keeper] = {}
+        self._keepers = Keepers(layout=layout, say=say, metrics=metrics)
         self._expected: Counter[str] = Counter()
         self._prepared: dict[str, float] = {}
-        self._lacking: dict[str, float] = {}
         self.closing: set[str] = set()
 
     async def run(self) -> None:
         """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
+        self._adopt()
         self._sweep_points()
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
-                if self._client(name).state.exists() or self._table.top(str(self._client(name).mount_point)):
+                if self._client(name).is_claimed or self._table.top(str(self._client(name).mount_point)):
                     self._tasks.create_task(self._restore(name, self._tasks), name=f"restore {name}")
             self.restored.set()
             await asyncio.get_running_loop().create_future()
@@ -69,14 +65,15 @@ class Mounts:
     async def _restore(self, name: str, tasks: asyncio.TaskGroup) -> None:
         """Of its own for each client: one that hangs does not keep us from serving the others."""
         try:
-            self._keep(name, tasks)
-            await self._keepers[name].fetch()
+            await self._keepers.open(name, tasks).fetch()
             await self._clear(self._client(name))
         except (OSError, DriverError) as error:
             log.warning("client not taken over", mount=name, error=str(error))
 
-    async def prepare(self, name: str) -> None:
+    async def prepare(self, name: str, *, keep: bool = False) -> None:
         """Everything a client needs before it starts; a mount whose connection has ended makes way.
+
+        With `keep` its directory stays until it was closed, or has failed: nobody else leaves anything in it.
 
         Raises:
             InvalidRequest: not a mount name. NotReady: the mount is being closed.
@@ -85,23 +82,26 @@ class Mounts:
         if name in self.closing or self._tasks is None:
             raise NotReady(f"{name} is being closed, or the node service has just started: ask again")
         client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if keep:
+            client.kept.touch(mode=0o600)
         self._prepared[name] = time.time()
-        self._keep(name, self._tasks)
+        self._keepers.open(name, self._tasks)
         await self._clear(client)
         if self._table.top(str(client.mount_point)) is None:
             mounter.make_mount_point(client.mount_point)
 
-    def _keep(self, name: str, tasks: asyncio.TaskGroup) -> None:
-        if name not in self._keepers:
-            keeper = Keeper(self._client(name), tasks=tasks, say=partial(self._heard, name))
-            keeper.open()
-            self._keepers[name] = keeper
+    async def release(self, name: str) -> None:
+        """Take the client's descriptor for good, and note what the next one needs to go on with what is open.
 
-    def _heard(self, name: str, what: betterproto2.Message) -> None:
-        """What a keeper tells: a descriptor that was taken is a client that was healed."""
-        if isinstance(what, DescriptorTaken):
-            self._metrics.heals.labels("hand-over").inc()
-        self.say(what, mount=name)
+        Raises:
+            NotFound: no such client runs. NotReady: it does not hand over.
+        """
+        if (entry := self.mounted(name)) is None or (keeper := self._keepers.get(name)) is None:
+            raise NotFound(f"no client is mounted as {name} on this machine")
+        session = await read_session(entry)
+        if not await keeper.release():
+            raise NotReady(f"the client of {name} does not hand over its connection")
+        session.write(self._client(name).resume)
 
     async def _clear(self, client: Client) -> None:
         """Take dead mounts off the client's mount point; their targets are healed when the next is there."""
@@ -145,26 +145,18 @@ class Mounts:
 
     def orphans(self) -> list[str]:
         """The mounts whose client is dead, and whose connection we keep open for the next one."""
-        return [
-            name
-            for name, keeper in self._keepers.items()
-            if keeper.holds and not alive.is_alive(self._client(name).alive)
-        ]
+        return self._keepers.orphans()
 
     def refetch(self) -> None:
-        """Ask clients again whose descriptor we lack: a fetch may have failed, or come too early."""
-        now = time.monotonic()
-        present = self.present()
-        lacking = [name for name, keeper in self._keepers.items() if name in present and not keeper.holds]
-        self._lacking = {name: self._lacking.get(name, now) for name in lacking}
-        for name, since in self._lacking.items():
-            if self._tasks is not None and now - since > _REFETCH:
-                self._lacking[name] = now + _REFETCH  # one at a time: a client that hangs does not answer sooner
+        """Ask clients again whose descriptor we lack."""
+        for name in self._keepers.overdue(self.present()):
+            if self._tasks is not None:
                 self._tasks.create_task(self._restore(name, self._tasks), name=f"restore {name}")
 
     def give_up(self, name: str, *, after: float) -> None:
         """End an orphan's connection: calls into it fail from now on, instead of hanging; `after` is in seconds."""
-        self._keepers[name].forget()
+        if keeper := self._keepers.get(name):
+            keeper.forget()
         if (entry := self.mounted(name)) is not None:
             with suppress(DriverError):
                 self._probes.abort(entry)
@@ -209,8 +201,7 @@ class Mounts:
         try:
             if not await self._unmount(name):
                 return True
-            if keeper := self._keepers.pop(name, None):
-                keeper.close()
+            self._keepers.close(name)
             mounter.remove_mount_point(self._client(name).mount_point)
         finally:
             self.closing.discard(name)
@@ -247,7 +238,7 @@ class Mounts:
         has_ended = event.mount_closed is not None or event.mount_failed is not None
         # One that was said before the next client was prepared may be heard afterwards.
         if has_ended and is_mount_name(event.mount) and event.time_ms / 1000 >= self._prepared.get(event.mount, 0.0):
-            self._sweep(event.mount)
+            self._sweep(event.mount, has_ended=True)
 
     def _report(self, name: str) -> MountReport:
         entry = self.mounted(name)
@@ -258,18 +249,31 @@ class Mounts:
             expected=bool(self._expected[name]),
         )
 
-    def _sweep(self, name: str) -> None:
+    def _sweep(self, name: str, *, has_ended: bool = False) -> None:
         """Remove what is left of a client that mountpod has given up; rmdir refuses what holds something."""
         client = self._client(name)
-        if self._expected[name] or name in self.closing or client.state.exists() or self.mounted(name):
+        if self._expected[name] or name in self.closing or self.mounted(name) or client.state.exists():
             return
-        if keeper := self._keepers.pop(name, None):
-            keeper.close()
+        if client.kept.exists():
+            if not has_ended or self.binds(name):
+                return
+            client.remove_leftovers()
+        self._keepers.close(name)
         client.comm_socket.unlink(missing_ok=True)
         with suppress(OSError):
             mounter.remove_mount_point(client.mount_point)
             client.directory.rmdir()
         self._prepared.pop(name, None)
+
+    def _adopt(self) -> None:
+        """Clients of an earlier driver, which keeps no directory of theirs where we do."""
+        for entry in self._table.clients():
+            name = Path(entry.mount_point).name
+            if is_mount_name(name) and entry.mount_point == str(self._client(name).mount_point):
+                client = self._client(name)
+                if not client.directory.is_dir():
+                    client.directory.mkdir(mode=0o700, parents=True)
+                    client.kept.touch(mode=0o600)
 
     def _sweep_points(self) -> None:
         """Remove the mount points of clients that a reboot ended: what lay beside them on the tmpfs is gone."""

@@ -86,6 +86,7 @@ class NodeService(NodeBase):
             context=_texts(message.volume_context, field="volume_context"),
             mount_options=_mount_options(capability),
             secrets=_texts(message.secrets, field="secrets"),
+            target=str(target),
         )
         # Mountpod parses both again; here bad input is refused before anything is done.
         Filesystem.parse(wanted.secrets)

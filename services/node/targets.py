@@ -101,7 +101,12 @@ class Targets:
         self._metrics.publish_phase.labels("find").observe(found - started)
         self._metrics.publish_phase.labels("bind").observe(time.perf_counter() - found)
         self._say(
-            TargetBound(target=str(publication.target), read_only=publication.read_only),
+            TargetBound(
+                target=str(publication.target),
+                read_only=publication.read_only,
+                pod_namespace=publication.wanted.workload.namespace,
+                pod_name=publication.wanted.workload.name,
+            ),
             volume_id=publication.wanted.volume_id,
             mount=name,
         )

@@ -64,7 +64,7 @@ class MemoryBus(Bus):
     def on_event(self, subject: str, hear: Callable[[Event], None]) -> None:
         self._listeners.append((subject.replace(">", "*"), hear))
 
-    def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None:
+    def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "", node: str = "") -> None:
         said = events.event(what, volume_id=volume_id, mount=mount, request_id=log.request_id.get())
         said.service, said.node = self._service, self.node
         self.said.append(said)

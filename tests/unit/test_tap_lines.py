@@ -32,7 +32,12 @@ def test_every_kind_has_its_field() -> None:
 def test_an_event_survives_the_wire() -> None:
     """Also one that has no fields."""
     assert events.kind(Event.parse(bytes(said(MountIdle())))) == "MountIdle"
-    assert events.facts(Event.parse(bytes(said(TargetBound(target="/t"))))) == {"target": "/t", "read_only": False}
+    assert events.facts(Event.parse(bytes(said(TargetBound(target="/t"))))) == {
+        "target": "/t",
+        "read_only": False,
+        "pod_namespace": "",
+        "pod_name": "",
+    }
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ __all__ = (
     "MountSuperseded",
     "PrepareReply",
     "PrepareRequest",
+    "ReleaseReply",
+    "ReleaseRequest",
     "ReportReply",
     "ReportRequest",
     "RestartReply",
@@ -34,6 +36,7 @@ __all__ = (
     "VolumeCreated",
     "VolumeDeleted",
     "VolumeExpanded",
+    "Workload",
 )
 
 from dataclasses import dataclass
@@ -167,6 +170,13 @@ class EnsureRequest(betterproto2.Message):
     """
     Digest of the credentials that the publish request brought; their file lies in the shared run directory.
     """
+
+    workload: "Workload | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The pod that waits for it, where the orchestrator tells (podInfoOnMount): what goes wrong is said of it.
+    """
+
+    target: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("juicefs.v1", "EnsureRequest", EnsureRequest)
@@ -359,8 +369,34 @@ class PrepareRequest(betterproto2.Message):
 
     mount: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
+    keep: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Whoever starts the client keeps no file here: the node keeps its directory until it was closed, or has failed.
+    """
+
 
 default_message_pool.register_message("juicefs.v1", "PrepareRequest", PrepareRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ReleaseReply(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("juicefs.v1", "ReleaseReply", ReleaseReply)
+
+
+@dataclass(eq=False, repr=False)
+class ReleaseRequest(betterproto2.Message):
+    """
+    mountpod -> node: the client makes way for another on purpose. The node takes its descriptor, and notes for the next
+    one what it needs to go on with what is open.
+    """
+
+    mount: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("juicefs.v1", "ReleaseRequest", ReleaseRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -425,6 +461,13 @@ class TargetBound(betterproto2.Message):
 
     read_only: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
+    pod_namespace: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    The pod that it was bound for, where the orchestrator tells.
+    """
+
+    pod_name: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("juicefs.v1", "TargetBound", TargetBound)
 
@@ -471,3 +514,15 @@ class VolumeExpanded(betterproto2.Message):
 
 
 default_message_pool.register_message("juicefs.v1", "VolumeExpanded", VolumeExpanded)
+
+
+@dataclass(eq=False, repr=False)
+class Workload(betterproto2.Message):
+    namespace: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    uid: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("juicefs.v1", "Workload", Workload)

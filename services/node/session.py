@@ -1,0 +1,61 @@
+"""What a client that makes way tells of itself, for the next one to go on with what is open."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+
+from shared.errors import NotReady
+from shared.mounttable import MountEntry
+from shared.threads import in_thread
+
+_PATIENCE: Final = 3.0
+_NAMES: Final = (".config", ".jfs.config")
+"""The client's file of its settings; the second with the mount option prefix-internal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """`state` is the file in which the client saves its handles, as it sees it itself."""
+
+    number: int
+    state: str
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Raises ValueError, KeyError or TypeError for what is no client's file."""
+        found: dict[str, Any] = orjson.loads(content)
+        return cls(number=int(found["Meta"]["Sid"]), state=str(Path(found["StatePath"])))
+
+    def write(self, path: Path) -> None:
+        """Two lines, seen whole or not at all."""
+        draft = path.with_suffix(".draft")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(f"{self.number}\n{self.state}\n")
+        draft.replace(path)
+
+
+async def read_session(entry: MountEntry) -> Session:
+    """Ask the client that serves this mount.
+
+    Raises:
+        NotReady: it does not answer, or not as this kind of client does.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await in_thread(lambda: _read(entry.mount_point), name=f"session {entry.device}")
+    except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        raise NotReady(
+            f"the client at {entry.mount_point} does not tell its session ({type(error).__name__})"
+        ) from None
+
+
+def _read(mount_point: str) -> Session:
+    for name in _NAMES:
+        path = Path(mount_point, name)
+        if path.exists():
+            return Session.parse(path.read_bytes())
+    raise FileNotFoundError(mount_point)

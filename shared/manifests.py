@@ -1,0 +1,279 @@
+"""The objects that mountpod makes in Kubernetes: a client's pod and its Secret, as pure functions (behaviour.md 4.7).
+
+Whatever a tenant chose stands in an argument or in the environment, never in the text of the script, which is the same
+for every pod.
+"""
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from shared.domain import digest, letters
+from shared.filesystem import Filesystem
+from shared.juicefs import Juicefs
+from shared.layout import Layout
+from shared.pod_patch import fill
+from shared.pod_settings import PodSettings
+from shared.settings import ClientSettings, unique_id
+
+MOUNT_POD: Final = "juicefs-mount"
+"""Label app.kubernetes.io/name of every mount pod."""
+CONTAINER: Final = "jfs-mount"
+MOUNT: Final = "juicefs.com/mount"
+"""Annotation: the name of the mount, which a pod that takes another's place keeps."""
+DELETE_DELAY: Final = "juicefs-delete-delay"
+UNIQUE_ID: Final = "juicefs-uniqueid"
+_METRICS_PORT: Final = 9567
+_HOST: Final = "/jfs"
+_NAME_LENGTH: Final = 63
+_KEY_LENGTH: Final = 63
+
+# The client of a container: one lock for its life, the hand-over of a client before it, and a loop, since kubelet's
+# own restarts are backed off by minutes. It ends when its mount is gone, or never came.
+SCRIPT: Final = r"""
+set -mu
+exec 9>>/tmp/alive
+flock -w 900 9 || { echo 'the client before this one has not ended'; exit 75; }
+if [ -n "$CSI_FORMAT" ] && [ ! -e /tmp/formatted ]; then
+    (set -f; IFS='
+'; exec /usr/local/bin/juicefs $CSI_FORMAT) || exit
+    : >/tmp/formatted
+fi
+while :; do
+    if [ -e /tmp/resume ]; then
+        { read -r _JFS_META_SID; read -r _FUSE_STATE_PATH; } </tmp/resume
+        rm -f /tmp/resume
+        export _JFS_META_SID _FUSE_STATE_PATH
+    fi
+    began=$(date +%s)
+    "$@" &
+    client=$!
+    wait "$client"
+    code=$?
+    unset _JFS_META_SID _FUSE_STATE_PATH
+    kill -KILL -- "-$client" 2>/dev/null
+    [ "$code" -ne 0 ] || exit 0
+    grep -qF " $CSI_MOUNT_POINT " /proc/self/mountinfo || exit "$code"
+    [ $(($(date +%s) - began)) -ge 2 ] || sleep 0.5
+done
+"""
+# Before the pod ends: the client saves what is open, and the next one, which waits for the lock, goes on with it. The
+# node says by /tmp/resume that it holds the descriptor; without that the client would only start itself anew.
+LEAVE: Final = r"""
+tries=0
+until [ -e /tmp/resume ]; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 50 ] || exit 0
+    sleep 0.1
+done
+for supervisor in $(cat /proc/1/task/1/children); do
+    kill -HUP $(cat /proc/$supervisor/task/*/children)
+done
+while [ -n "$(cat /proc/1/task/1/children)" ]; do sleep 0.05; done
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The object that takes a dependent one with it when it is deleted."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"apiVersion": self.api_version, "kind": self.kind, "name": self.name, "uid": self.uid}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountPod:
+    """One pod: `mount` is the name of its mount, `name` its own; `targets` are mirrored in its annotations."""
+
+    name: str
+    mount: str
+    node: str
+    namespace: str
+    client: ClientSettings
+    pod: PodSettings
+    filesystem: str
+    targets: tuple[str, ...] = ()
+    is_new: bool = True
+    has_requests: bool = True
+
+    def to_json(self, layout: Layout) -> dict[str, Any]:
+        """The object to create; paths of `layout` are the host's."""
+        patch = self._filled(self.pod.patch)
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.name,
+                "namespace": self.namespace,
+                "labels": self._labels(),
+                "annotations": self._annotations(),
+            },
+            "spec": self._spec(layout, patch),
+        }
+
+    @property
+    def point(self) -> str:
+        """Where the client mounts, as it sees it."""
+        return f"{_HOST}/{self.mount}"
+
+    def _labels(self) -> dict[str, str]:
+        return {
+            **self.pod.labels,
+            "app.kubernetes.io/name": MOUNT_POD,
+            "volume-id": unique_id(self.client.volume_id),
+            "juicefs-hash": self.client.digest[:_NAME_LENGTH],
+        }
+
+    def _annotations(self) -> dict[str, str]:
+        found = {**self.pod.annotations, UNIQUE_ID: unique_id(self.client.volume_id), MOUNT: self.mount}
+        if self.client.delete_delay:
+            found[DELETE_DELAY] = f"{self.client.delete_delay:g}s"
+        if self.client.clean_cache:
+            found["juicefs-clean-cache"] = "true"
+        return found | {reference(target): target for target in self.targets}
+
+    def _spec(self, layout: Layout, patch: Mapping[str, Any]) -> dict[str, Any]:
+        spec = {
+            "nodeName": self.node,
+            "restartPolicy": "OnFailure",
+            "terminationGracePeriodSeconds": patch.get("terminationGracePeriodSeconds", 10),
+            "priorityClassName": "system-node-critical",
+            "tolerations": [{"operator": "Exists"}],
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "containers": [self._container(patch)],
+            "volumes": [*_volumes(self, layout), *patch.get("volumes", ())],
+        }
+        if self.pod.service_account:
+            spec["serviceAccountName"] = self.pod.service_account
+        return spec | {
+            key: patch[key]
+            for key in ("hostNetwork", "hostPID", "dnsPolicy", "dnsConfig", "initContainers")
+            if key in patch
+        }
+
+    def _container(self, patch: Mapping[str, Any]) -> dict[str, Any]:
+        resources = dict(self.pod.resources)
+        if not self.has_requests:
+            resources["requests"] = {"cpu": "0", "memory": "0"}
+        optional = ("imagePullPolicy", "livenessProbe", "readinessProbe", "volumeDevices")
+        return {
+            "name": CONTAINER,
+            "image": self.pod.image,
+            "command": ["/bin/sh", "-c", SCRIPT, CONTAINER],
+            "args": ["/bin/mount.juicefs", "$(CSI_META_URL)", self.point, "-o", _literal(self._options(patch))],
+            "env": [*self._environment(), *patch.get("env", ())],
+            "envFrom": [{"secretRef": {"name": secret_name(self.client.volume_id)}}],
+            "resources": resources,
+            "securityContext": {"privileged": True, "runAsUser": 0},
+            "lifecycle": patch.get("lifecycle") or {"preStop": {"exec": {"command": ["/bin/sh", "-c", LEAVE]}}},
+            "ports": [] if patch.get("hostNetwork") else [{"name": "metrics", "containerPort": self._metrics_port()}],
+            "volumeMounts": [
+                {"name": "jfs-dir", "mountPath": _HOST, "mountPropagation": "Bidirectional"},
+                {"name": "jfs-fuse-fd", "mountPath": "/tmp"},  # noqa: S108 - the client's choice
+                *({"name": cache.name, "mountPath": cache.path} for cache in self.pod.caches),
+                *({"name": f"hostpath-{number}", "mountPath": path} for number, path in enumerate(self.pod.host_paths)),
+                *patch.get("volumeMounts", ()),
+            ],
+        } | {key: patch[key] for key in optional if key in patch}
+
+    def _environment(self) -> list[dict[str, Any]]:
+        secret = secret_name(self.client.volume_id)
+        plain = {
+            "JFS_INSIDE_CONTAINER": "1",
+            "JFS_FOREGROUND": "1",
+            "JFS_SUPER_COMM": "/tmp/comm.sock",  # noqa: S108 - as above
+            "CSI_MOUNT_POINT": self.point,
+            **({} if self.is_new else {"CSI_FORMAT": ""}),
+        }
+        of_secret = ("CSI_META_URL", "CSI_FORMAT") if self.is_new else ("CSI_META_URL",)
+        return [
+            *({"name": key, "value": value} for key, value in plain.items()),
+            *({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key in of_secret),
+        ]
+
+    def _options(self, patch: Mapping[str, Any]) -> str:
+        metrics = "0.0.0.0:0" if patch.get("hostNetwork") else f"0.0.0.0:{_METRICS_PORT}"
+        options = {"metrics": metrics} | dict(self.client.options)
+        if self.client.subdir:
+            options["subdir"] = str(self.client.subdir)
+        return ",".join(f"{key}={value}" if value else key for key, value in sorted(options.items()))
+
+    def _metrics_port(self) -> int:
+        port = dict(self.client.options).get("metrics", "").rpartition(":")[2]
+        return int(port) if port.isdigit() and int(port) else _METRICS_PORT
+
+    def _filled(self, patch: Mapping[str, Any]) -> dict[str, Any]:
+        variables = {
+            "MOUNT_POINT": self.point,
+            "VOLUME_ID": self.client.volume_id,
+            "VOLUME_NAME": self.filesystem,
+            "SUB_PATH": self.client.subdir.text,
+        }
+        return {key: fill(value, variables) for key, value in patch.items()}
+
+
+def _volumes(pod: MountPod, layout: Layout) -> Iterable[dict[str, Any]]:
+    paths = layout.client(pod.mount)
+    yield {"name": "jfs-dir", "hostPath": {"path": str(layout.mount_root), "type": "DirectoryOrCreate"}}
+    # The node has made it before, with the hand-over socket in it: a pod that comes before that must not start.
+    yield {"name": "jfs-fuse-fd", "hostPath": {"path": str(paths.directory), "type": "Directory"}}
+    for cache in pod.pod.caches:
+        yield {"name": cache.name, **cache.source}
+    for number, path in enumerate(pod.pod.host_paths):
+        yield {"name": f"hostpath-{number}", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+
+
+def pod_name(node: str, mount: str, *, after: str = "") -> str:
+    """Name of a mount's pod, the same whoever asks; `after` is the UID of the pod whose place it takes."""
+    if after:
+        head, _, _ = mount.rpartition("-")
+        mount = f"{head}-{letters(digest([mount, after]))}"
+    return f"juicefs-{node}-{mount}"
+
+
+def secret_name(volume_id: str) -> str:
+    """Name of the Secret that a volume's clients get their environment from (behaviour.md 2.4)."""
+    return f"juicefs-{unique_id(volume_id)}-secret"
+
+
+def secret(fs: Filesystem, *, volume_id: str, namespace: str, owner: Owner) -> dict[str, Any]:
+    """The environment of a volume's clients."""
+    argv = Juicefs(binary=Path("juicefs")).format(fs).argv
+    values = {key: value.reveal() for key, value in fs.environment.items()}
+    values |= {"CSI_META_URL": fs.address, "CSI_FORMAT": "\n".join(argv[1:])}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": secret_name(volume_id),
+            "namespace": namespace,
+            "labels": {"juicefs/secret": "true"},
+            "ownerReferences": [owner.to_json()],
+        },
+        "type": "Opaque",
+        "data": {key: b64encode(value.encode("utf-8", "surrogateescape")).decode() for key, value in values.items()},
+    }
+
+
+def reference(target: str) -> str:
+    """The annotation's key of a target (behaviour.md 4.5, C.1)."""
+    return f"juicefs-{hashlib.sha256(target.encode()).hexdigest()}"[:_KEY_LENGTH]
+
+
+def references(annotations: Mapping[str, str]) -> set[str]:
+    """The targets that a mount pod's annotations name."""
+    return {value for key, value in annotations.items() if key == reference(value)}
+
+
+def _literal(text: str) -> str:
+    """What Kubernetes does not expand: it replaces $(NAME) in arguments."""
+    return text.replace("$", "$$")
