@@ -146,6 +146,15 @@ def test_every_image_is_built_here_or_official(objects: tuple[Object, ...]) -> N
         assert re.fullmatch(r"v?\d+\.\d+\.\d+|dev", tag), place
 
 
+def test_mount_pods_get_the_image_of_this_version(objects: tuple[Object, ...]) -> None:
+    """`images:` of an overlay reaches it too."""
+    mountpod_container = containers(workloads(objects)["juicefs-csi-mountpod"])["mountpod"]
+    given = {one["name"]: one["value"] for one in mountpod_container["env"]}
+    _, _, tag = mountpod_container["image"].partition(":")
+
+    assert given["JUICEFS_CSI_MOUNT_IMAGE"] == f"juicefs-csi-mount:{tag}"
+
+
 def test_every_option_is_one_of_the_programs(objects: tuple[Object, ...]) -> None:
     """An argument or a variable that a program does not know would stop it, or be ignored."""
     for place, _, container in each(objects):
