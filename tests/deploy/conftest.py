@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.api_server import ApiServer, api_server
+from tests.api_server import api_server
+from tests.deploy.kubectl import Kubectl
 from tests.deploy.rendering import COMPONENTS, OVERLAYS, Object, binary, kustomization, rendered
 
 
@@ -23,7 +24,7 @@ def objects(shipped: Path) -> tuple[Object, ...]:
 
 
 @pytest.fixture(scope="session")
-def api() -> Iterator[ApiServer]:
-    """An empty API server."""
+def kubectl() -> Iterator[Kubectl]:
+    """Of an API server that is empty."""
     with api_server() as server:
-        yield server
+        yield Kubectl(server)

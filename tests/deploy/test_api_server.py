@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.api_server import ApiServer
+from tests.deploy.kubectl import Kubectl
 from tests.deploy.rendering import DEPLOY, ROOT
 
 RIGHTS = Path(__file__).parent / "rights"
@@ -24,44 +24,44 @@ ACCOUNTS = [
 pytestmark = pytest.mark.timeout(180)  # the first test waits until the server is up
 
 
-def test_the_api_server_takes_it(api: ApiServer, shipped: Path) -> None:
+def test_the_api_server_takes_it(kubectl: Kubectl, shipped: Path) -> None:
     """Every object, without a warning."""
-    applied = api.kubectl("apply", "--dry-run=server", "-k", shipped)
+    applied = kubectl("apply", "--dry-run=server", "-k", shipped)
 
     assert (applied.returncode, applied.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_api_server_takes_an_example(api: ApiServer, example: Path) -> None:
-    applied = api.kubectl("apply", "--dry-run=server", "-f", example)
+def test_the_api_server_takes_an_example(kubectl: Kubectl, example: Path) -> None:
+    applied = kubectl("apply", "--dry-run=server", "-f", example)
 
     assert (applied.returncode, applied.stderr) == (0, "")
 
 
 @pytest.fixture(scope="module")
-def applied(request: pytest.FixtureRequest, api: ApiServer) -> Iterator[str]:
+def applied(request: pytest.FixtureRequest, kubectl: Kubectl) -> Iterator[str]:
     """An overlay whose objects are there, until it is deleted as a user would."""
     overlay = DEPLOY / "overlays" / request.param
-    made = api.kubectl("apply", "-k", overlay)
+    made = kubectl("apply", "-k", overlay)
     assert made.returncode == 0, made.stderr
     yield request.param
-    deleted = api.kubectl("delete", "--wait=false", "-k", overlay)
+    deleted = kubectl("delete", "--wait=false", "-k", overlay)
     assert deleted.returncode == 0, deleted.stderr
 
 
 @pytest.mark.parametrize(("applied", "account"), ACCOUNTS, indirect=["applied"])
-def test_rights_are_as_reviewed(api: ApiServer, applied: str, account: str) -> None:
+def test_rights_are_as_reviewed(kubectl: Kubectl, applied: str, account: str) -> None:
     """tests/deploy/rights holds what `kubectl auth can-i --list` says; a difference is to be understood first."""
     suffix = "" if applied == "mount-pod" else f".{applied}"
-    found = "".join(f"# in {namespace}\n{rights(api, account, namespace)}" for namespace in NAMESPACES)
+    found = "".join(f"# in {namespace}\n{rights(kubectl, account, namespace)}" for namespace in NAMESPACES)
 
     assert found == (RIGHTS / f"{account}{suffix}.txt").read_text()
 
 
-def rights(api: ApiServer, account: str, namespace: str) -> str:
+def rights(kubectl: Kubectl, account: str, namespace: str) -> str:
     """One line a rule: resource, names, verbs; without what everyone may do (discovery, reviews of oneself)."""
     user = f"system:serviceaccount:kube-system:{account}"
-    listed = api.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={namespace}", user=user)
+    listed = kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={namespace}", user=user)
     assert listed.returncode == 0, listed.stderr
     lines = [line for line in listed.stdout.splitlines() if not line.startswith((" ", "self"))]
     return "".join(f"{line}\n" for line in sorted(re.sub(r"(\s|\[\])+", " ", line).strip() for line in lines))
