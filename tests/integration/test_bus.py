@@ -37,14 +37,14 @@ async def running(*buses: Bus) -> AsyncIterator[None]:
 
 
 def node_bus(server: NatsServer, *, metrics: Metrics | None = None) -> Bus:
-    return Bus(url=server.url, service="node", node=f"n-{uuid4()}", metrics=metrics)
+    return Bus(url=server.url, service="mountpod", node=f"n-{uuid4()}", metrics=metrics)
 
 
 async def stored(server: NatsServer, node: str) -> list[str]:
     """Volumes of the events that the stream has of this node."""
     async with await nats_py.connect(server.url) as client:
         streams = client.jetstream()
-        found = await streams.pull_subscribe(f"juicefs.event.node.{node}.>", stream=events.STREAM)
+        found = await streams.pull_subscribe(f"juicefs.event.mountpod.{node}.>", stream=events.STREAM)
         volumes: list[str] = []
         with suppress(nats_py.errors.TimeoutError):
             while True:
@@ -244,8 +244,8 @@ async def test_a_server_without_jetstream() -> None:
 async def test_a_password() -> None:
     """User and password come from the URL, percent-encoded; the wrong one is told as the server's refusal."""
     with nats_server("--user", "driver", "--pass", "p@ss/w0rd") as guarded:
-        right = Bus(url=guarded.url.replace("//", "//driver:p%40ss%2Fw0rd@"), service="node")
-        wrong = Bus(url=guarded.url.replace("//", "//driver:hunter2@"), service="node")
+        right = Bus(url=guarded.url.replace("//", "//driver:p%40ss%2Fw0rd@"), service="mountpod")
+        wrong = Bus(url=guarded.url.replace("//", "//driver:hunter2@"), service="mountpod")
         async with running(right, wrong):
             await until(lambda: right.is_connected)
             with pytest.raises(NotReady, match="Authorization Violation") as caught:

@@ -25,7 +25,7 @@ TAP = Path(sys.prefix) / "bin" / "juicefs-csi-tap"
 @asynccontextmanager
 async def saying(nats: NatsServer) -> AsyncIterator[Bus]:
     """A service on a node of its own."""
-    bus = Bus(url=nats.url, service="node", node=f"n-{uuid4()}")
+    bus = Bus(url=nats.url, service="mountpod", node=f"n-{uuid4()}")
     task = asyncio.create_task(bus.run())
     try:
         await until(lambda: bus.is_connected)
@@ -131,7 +131,7 @@ async def test_json(nats: NatsServer) -> None:
     said = datetime.fromisoformat(found.pop("time"))
     assert (said.tzinfo, abs(said - datetime.now(UTC)).total_seconds() < 60) == (UTC, True)
     facts = {"reason": "META_AUTH", "message": "access denied"}
-    place = {"service": "node", "node": bus.node, "volume_id": "v1", "mount": "v1-abc", "request_id": ""}
+    place = {"service": "mountpod", "node": bus.node, "volume_id": "v1", "mount": "v1-abc", "request_id": ""}
     assert found == {**place, "kind": "MountFailed", "facts": facts}
 
 
@@ -200,7 +200,7 @@ async def test_nats_may_come_later(nats: NatsServer) -> None:
 
 @asynccontextmanager
 async def saying_later(nats: NatsServer) -> AsyncIterator[Bus]:
-    bus = Bus(url=nats.url, service="node", node=f"n-{uuid4()}")
+    bus = Bus(url=nats.url, service="mountpod", node=f"n-{uuid4()}")
     task = asyncio.create_task(bus.run())
     try:
         yield bus

@@ -25,6 +25,25 @@ def test_an_address_knows_its_parts(url: str, parts: tuple[list[str], str | None
 
 
 @pytest.mark.parametrize(
+    ("url", "inbox"),
+    [("nats://node:pw@h", "_INBOX.node"), ("nats://token@h", "_INBOX"), ("h", "_INBOX"), ("nats://a.b:pw@h", "_INBOX")],
+)
+def test_each_user_has_an_inbox(url: str, inbox: str) -> None:
+    """NATS can then keep one service from hearing the answers to another; a token is no name, and stays unsaid."""
+    assert Address.parse(url).inbox == inbox
+
+
+def test_tls_may_have_an_authority_of_its_own() -> None:
+    """Of a cluster that signs its own certificates; a file that is not there is told by its name."""
+    address = Address.parse("tls://u:p@h:4222?ca=/nonexistent/ca.crt")
+
+    assert (address.servers, address.ca) == (["tls://h:4222"], "/nonexistent/ca.crt")
+    with pytest.raises(FileNotFoundError):
+        _ = address.trust
+    assert Address.parse("nats://h").trust is None
+
+
+@pytest.mark.parametrize(
     "url", ["", "nats://", "nats://u:hunter2@", "nats://u:hunter2@h:port", "nats://hunter2@h:99999"]
 )
 def test_a_wrong_address_is_refused_without_showing_it(url: str) -> None:
