@@ -16,6 +16,7 @@ import betterproto2
 import structlog
 
 from services.mountpod.client_log import ClientLog
+from services.mountpod.failures import back_off
 from services.mountpod.launch import Launcher, remove_files, write_state
 from services.mountpod.node import NodeService, is_used
 from services.mountpod.supervisor import Supervisor, end_all
@@ -41,11 +42,6 @@ _LOOK: Final = 0.25
 _HOPELESS: Final = ("META_", "BUCKET_")
 
 _log = structlog.get_logger()
-
-
-def back_off(failures: int) -> float:
-    """Seconds until the next try after so many failures in a row: 0, 1, 2, 4 … 30."""
-    return min(2.0 ** (failures - 1), 30.0) if failures else 0.0
 
 
 class Client:

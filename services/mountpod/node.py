@@ -8,12 +8,15 @@ from shared.api.juicefs.v1 import (
     MountReport,
     PrepareReply,
     PrepareRequest,
+    ReleaseReply,
+    ReleaseRequest,
     ReportReply,
     ReportRequest,
 )
 from shared.bus import Bus
 
 _CLOSE_TIMEOUT: Final = 15.0
+_RELEASE_TIMEOUT: Final = 10.0
 _REPORT_TIMEOUT: Final = 2.0
 
 
@@ -24,9 +27,16 @@ class NodeService:
         self._bus = bus
         self._subject = f"juicefs.rpc.node.{node}"
 
-    async def prepare(self, name: str, *, timeout: float) -> None:
+    async def prepare(self, name: str, *, timeout: float, keep: bool = False) -> None:
         """Have the client's mount point, directory and hand-over socket made; `timeout` in seconds."""
-        await self._bus.request(f"{self._subject}.Prepare", PrepareRequest(mount=name), PrepareReply, timeout=timeout)
+        await self._bus.request(
+            f"{self._subject}.Prepare", PrepareRequest(mount=name, keep=keep), PrepareReply, timeout=timeout
+        )
+
+    async def release(self, name: str) -> None:
+        """Have the client's descriptor taken for good, and its session noted for the next one."""
+        request = ReleaseRequest(mount=name)
+        await self._bus.request(f"{self._subject}.Release", request, ReleaseReply, timeout=_RELEASE_TIMEOUT)
 
     async def close(self, name: str) -> bool:
         """Have the client's mount unmounted; False if it is in use, and stays."""

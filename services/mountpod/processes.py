@@ -1,39 +1,26 @@
 """The runtime whose clients are processes of this machine. They outlive every restart of ours."""
 
 import asyncio
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import structlog
 
-from services.mountpod.client import Client, back_off, failed
+from services.mountpod.client import Client, failed
 from services.mountpod.credentials import Credentials
+from services.mountpod.failures import Failures
 from services.mountpod.launch import Launcher, read_state, remove_files
 from services.mountpod.node import NodeService
 from shared.alive import is_alive
-from shared.api.juicefs.v1 import MountClosed
+from shared.api.juicefs.v1 import EnsureRequest, MountClosed
 from shared.bus import Bus
 from shared.errors import DriverError, NotFound, NotReady
 from shared.juicefs import Juicefs
 from shared.layout import Layout
 from shared.mounttable import MountTable
-from shared.settings import ClientSettings, is_mount_name
-
-_FORGET_FAILURE: Final = 120.0
+from shared.settings import ClientSettings, is_mount_name, parse
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A client that never mounted: `error` is answered until `until` (monotonic seconds), the next may then try."""
-
-    error: DriverError
-    count: int
-    until: float
 
 
 class Processes:
@@ -48,13 +35,21 @@ class Processes:
         self._credentials = Credentials(layout)
         self._launcher = Launcher(juicefs=juicefs, credentials=self._credentials, node=node, on_exit=table.nudge)
         self._clients: dict[str, Client] = {}
-        self._failures: dict[str, Failure] = {}
+        self._failures = Failures()
 
     async def run(self) -> None:
         """Go on with the clients that are here, and keep all until cancelled; then they go on without us."""
         async with asyncio.TaskGroup() as self._tasks:
             self._adopt()
             await asyncio.get_running_loop().create_future()
+
+    async def resolve(self, request: EnsureRequest) -> ClientSettings:
+        return parse(
+            volume_id=request.volume_id,
+            context=request.volume_context,
+            mount_options=request.mount_options,
+            credentials=request.credentials,
+        )
 
     async def ensure(self, settings: ClientSettings) -> None:
         name = settings.mount_name
@@ -63,9 +58,7 @@ class Processes:
                 raise DriverError(f"two clients would be called {name}: give the volume another mount option")
             client.ask()
             return
-        failure = self._failures.get(name)
-        if failure is not None and time.monotonic() < failure.until:
-            raise failure.error.with_traceback(None)
+        self._failures.check(name)
         self._credentials.spooled(settings.credentials)
         self._begin(self._client(settings))
 
@@ -89,10 +82,7 @@ class Processes:
         for client in self._clients.values():
             client.tidy()
         self._credentials.sweep({client.settings.credentials for client in self._clients.values()})
-        now = time.monotonic()
-        self._failures = {
-            name: failure for name, failure in self._failures.items() if now < failure.until + _FORGET_FAILURE
-        }
+        self._failures.tidy()
 
     def _adopt(self) -> None:
         for name in filter(is_mount_name, self._layout.names()):
@@ -142,17 +132,15 @@ class Processes:
             self._failed(client, DriverError(f"{type(error).__name__} in mountpod: see its log"))
         else:
             del self._clients[name]
-            self._failures.pop(name, None)
+            self._failures.forget(name)
             self._say_closed(client)
 
     def _failed(self, client: Client, error: DriverError) -> None:
         """Before the failure is said the next publish must meet it, else it would wait for a client that is gone."""
         name = client.paths.name
         del self._clients[name]
-        count = self._failures[name].count + 1 if name in self._failures else 1
-        until = time.monotonic() + back_off(count)
-        self._failures[name] = Failure(error=error.with_traceback(None), count=count, until=until)
-        _log.warning("client could not be started", mount=name, error=str(error), next_try=back_off(count))
+        pause = self._failures.add(name, error)
+        _log.warning("client could not be started", mount=name, error=str(error), next_try=pause)
         client.say(failed(error))
 
     def _say_closed(self, client: Client) -> None:

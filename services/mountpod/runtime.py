@@ -6,11 +6,20 @@ Ensure and close are level-triggered on both sides of it: every call may come ag
 from collections.abc import Mapping
 from typing import Protocol
 
+from shared.api.juicefs.v1 import EnsureRequest
 from shared.settings import ClientSettings
 
 
 class Runtime(Protocol):
     """Keeps one client per mount name: starts it, watches it, replaces it when it dies, and ends it."""
+
+    async def resolve(self, request: EnsureRequest) -> ClientSettings:
+        """The settings of the client that a publish asks for.
+
+        Raises:
+            InvalidRequest: names the key or option that can't be understood.
+            NotReady: something is missing that may come, such as a Secret.
+        """
 
     async def ensure(self, settings: ClientSettings) -> None:
         """A client with these settings runs or is being started when this returns; it does not wait for its mount.

@@ -2,7 +2,6 @@
 
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.runtime import Runtime
-from shared import settings
 from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, RestartReply, RestartRequest
 from shared.bus import Bus
 
@@ -25,12 +24,7 @@ class MountpodService:
 
     async def ensure(self, request: EnsureRequest) -> EnsureReply:
         """Answers as soon as the client runs or is being started; its mount tells the rest."""
-        wanted = settings.parse(
-            volume_id=request.volume_id,
-            context=request.volume_context,
-            mount_options=request.mount_options,
-            credentials=request.credentials,
-        )
+        wanted = await self._runtime.resolve(request)
         await self._runtime.ensure(wanted)
         return EnsureReply(mount=wanted.mount_name, settings_digest=wanted.digest)
 

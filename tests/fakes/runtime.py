@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.mountpod.client import back_off
+from services.mountpod.failures import back_off
+from shared.api.juicefs.v1 import EnsureRequest
 from shared.errors import Busy, DriverError, NotFound
-from shared.settings import ClientSettings
+from shared.settings import ClientSettings, parse
 
 START: Final = 0.05
 """Seconds until a client has its mount, or has failed."""
@@ -34,6 +35,14 @@ class FakeRuntime:
         self.starts = Counter[str]()
         self._clients: dict[str, _Client] = {}
         self._failed: dict[str, tuple[float, DriverError]] = {}
+
+    async def resolve(self, request: EnsureRequest) -> ClientSettings:
+        return parse(
+            volume_id=request.volume_id,
+            context=request.volume_context,
+            mount_options=request.mount_options,
+            credentials=request.credentials,
+        )
 
     async def ensure(self, settings: ClientSettings) -> None:
         name = settings.mount_name

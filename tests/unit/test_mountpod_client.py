@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.mountpod.client import Client, back_off
+from services.mountpod.client import Client
+from services.mountpod.failures import back_off
 from services.mountpod.node import NodeService
 from shared.diagnosis import META_UNREACHABLE
 from shared.domain import Subpath

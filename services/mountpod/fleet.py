@@ -1,0 +1,89 @@
+"""All nodes of a cluster, each with a runtime of its own: what one of them runs into does not concern the others."""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from services.mountpod.node import NodeService
+from services.mountpod.pods import Cluster, Pods
+from services.mountpod.reconcile import Reconcile
+from services.mountpod.service import MountpodService
+from shared.api.juicefs.v1 import MountSuperseded
+from shared.informer import Informer
+from shared.kubernetes import NODES, Kubernetes
+from shared.objects import Node
+
+_log = structlog.get_logger()
+
+
+class Fleet:
+    """Starts to serve a node when Kubernetes has it, and stops when it has not any more.
+
+    What a node is asked by stays subscribed: a node that comes back is served by the same parts again.
+    """
+
+    def __init__(self, api: Kubernetes) -> None:
+        self._nodes = Informer(api, NODES, Node, on_change=self._changed)
+        self._cluster: Cluster | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._parts: dict[str, tuple[Pods, Reconcile]] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self.synced = self._nodes.synced
+
+    def labels(self, node: str) -> Mapping[str, str]:
+        """A node's labels; none if there is no such node."""
+        found = self._nodes.objects.get(node)
+        return found.metadata.labels if found else {}
+
+    async def run_nodes(self) -> None:
+        """Keep the list of nodes, until cancelled."""
+        await self._nodes.run()
+
+    async def run(self, cluster: Cluster) -> None:
+        """Serve every node, until cancelled."""
+        self._cluster = cluster
+        async with asyncio.TaskGroup() as self._tasks:
+            for node in self._nodes.objects:
+                self._start(node)
+            await asyncio.get_running_loop().create_future()
+
+    def supersede(self) -> None:
+        """The configuration has changed: every next publish asks again, and binds that are there keep theirs."""
+        if self._cluster is not None:
+            for node, mount in self._cluster.index.all():
+                self._cluster.bus.say(MountSuperseded(), mount=mount, node=node)
+
+    def _changed(self, old: Node | None, new: Node | None) -> None:
+        if new is not None and old is None:
+            self._start(new.metadata.name)
+        elif new is None and old is not None and (task := self._running.pop(old.metadata.name, None)):
+            _log.info("node is gone", node=old.metadata.name)
+            task.cancel()
+
+    def _start(self, node: str) -> None:
+        if self._tasks is None or self._cluster is None or node in self._running:
+            return
+        if node not in self._parts:
+            self._parts[node] = self._assemble(node, self._cluster)
+        self._running[node] = self._tasks.create_task(self._serve(node), name=f"node {node}")
+
+    def _assemble(self, node: str, cluster: Cluster) -> tuple[Pods, Reconcile]:
+        service = NodeService(bus=cluster.bus, node=node)
+        runtime = Pods(node=node, cluster=cluster, service=service)
+        reconcile = Reconcile(runtime=runtime, node=service)
+        MountpodService(runtime=runtime, reconcile=reconcile, bus=cluster.bus, node=node).start()
+        cluster.bus.on_event(f"juicefs.event.node.{node}.>", runtime.hear)
+        return runtime, reconcile
+
+    async def _serve(self, node: str) -> None:
+        """Until the node is gone; a fault in here ends nobody else."""
+        runtime, reconcile = self._parts[node]
+        while True:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(runtime.run(), name=f"pods of {node}")
+                    tasks.create_task(reconcile.run(), name=f"reconcile {node}")
+            except* Exception as failures:  # noqa: BLE001 - served again from scratch: nothing is kept in memory alone
+                _log.error("serving a node failed; it is begun again", node=node, exc_info=failures)
+            await asyncio.sleep(1.0)

@@ -1,0 +1,180 @@
+"""From a volume's id to all that its client is made of, as of now: PersistentVolume, Secret, claim, configuration."""
+
+from base64 import b64decode
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from shared.errors import InvalidRequest, NotFound, NotReady
+from shared.filesystem import Filesystem
+from shared.informer import Informer
+from shared.kubernetes import CLAIMS, PERSISTENT_VOLUMES, SECRETS, Kubernetes
+from shared.manifests import Owner
+from shared.objects import Claim, PersistentVolume
+from shared.pod_patch import Claim as PatchedClaim
+from shared.pod_patch import Configuration, apply
+from shared.pod_settings import PodSettings
+from shared.settings import ClientSettings, parse, unique_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A client as it is to be. `settings` hold the digest of `pod`."""
+
+    settings: ClientSettings
+    pod: PodSettings
+    filesystem: Filesystem
+    owner: Owner
+
+
+class Volumes:
+    """The driver's PersistentVolumes, by volume handle, whatever their names are."""
+
+    def __init__(self, api: Kubernetes, *, driver: str) -> None:
+        self._driver = driver
+        self._informer = Informer(api, PERSISTENT_VOLUMES, PersistentVolume, on_change=self._changed)
+        self._by_handle: defaultdict[str, dict[str, PersistentVolume]] = defaultdict(dict)
+        self._handles: dict[str, str] = {}
+        self.synced = self._informer.synced
+
+    async def run(self) -> None:
+        await self._informer.run()
+
+    def get(self, handle: str) -> PersistentVolume:
+        """The one with this handle.
+
+        Raises:
+            NotReady: there is none (yet). InvalidRequest: there are two.
+        """
+        found = self._by_handle.get(handle, {})
+        if not found:
+            raise NotReady(f"no PersistentVolume has the volumeHandle {handle} (yet)")
+        if len(found) > 1:
+            names = " and ".join(sorted(found))
+            raise InvalidRequest(f"the PersistentVolumes {names} have the same volumeHandle {handle}: make it unique")
+        return next(iter(found.values()))
+
+    def handle(self, unique: str) -> str:
+        """The handle that makes this unique id.
+
+        Raises:
+            NotReady: no PersistentVolume has such a one.
+        """
+        if unique not in self._handles:
+            raise NotReady(f"no PersistentVolume belongs to {unique}: was it deleted while it is in use?")
+        return self._handles[unique]
+
+    def _changed(self, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
+        for volume in (old, new):
+            if volume is None or volume.spec.csi is None or volume.spec.csi.driver != self._driver:
+                continue
+            handle, name = volume.spec.csi.volume_handle, volume.metadata.name
+            if volume is new:
+                self._by_handle[handle][name] = volume
+                self._handles[unique_id(handle)] = handle
+            elif self._by_handle[handle].get(name) is volume:
+                del self._by_handle[handle][name]
+                if not self._by_handle[handle]:
+                    del self._by_handle[handle]
+                    self._handles.pop(unique_id(handle), None)
+
+
+class Planner:
+    """Reads the volume's Secret and claim by name each time: neither is watched, and a copy may be stale."""
+
+    def __init__(
+        self,
+        api: Kubernetes,
+        *,
+        volumes: Volumes,
+        defaults: PodSettings,
+        node_labels: Callable[[str], Mapping[str, str]],
+    ) -> None:
+        self._api = api
+        self.volumes = volumes
+        self._defaults = defaults
+        self._node_labels = node_labels
+        self.configuration = Configuration()
+
+    async def plan(self, handle: str, *, node: str) -> Plan:
+        """The client that a publish of this volume on this node gets now.
+
+        Raises:
+            InvalidRequest: names the key, option or field that can't be understood.
+            NotReady: the volume, its Secret or the API server is not there.
+        """
+        volume = self.volumes.get(handle)
+        csi = volume.spec.csi
+        if csi is None or csi.node_publish_secret_ref is None:
+            raise InvalidRequest(f"PersistentVolume {volume.metadata.name} has no nodePublishSecretRef")
+        reference = csi.node_publish_secret_ref
+        filesystem = Filesystem.parse(await self._secret(reference.name, reference.namespace, of=volume.metadata.name))
+        claim = await self._claim(volume)
+        patch = self.configuration.merged(claim=_patched(claim), node_labels=self._node_labels(node))
+        settings = parse(
+            volume_id=handle,
+            context=_with_patch(csi.volume_attributes, patch),
+            mount_options=[*volume.spec.mount_options, *_reader(volume), *patch.get("mountOptions", ())],
+            credentials=filesystem.credentials,
+        )
+        pod = PodSettings.parse(
+            csi.volume_attributes,
+            claim_annotations=claim.metadata.annotations if claim else {},
+            defaults=self._defaults,
+        )
+        return _plan(settings, apply(pod, patch), filesystem=filesystem, volume=volume)
+
+    async def _secret(self, name: str, namespace: str, *, of: str) -> dict[str, str]:
+        try:
+            found = await self._api.get(SECRETS, name, namespace=namespace)
+        except NotFound:
+            raise NotReady(f"the Secret {namespace}/{name} of PersistentVolume {of} does not exist") from None
+        try:
+            return {key: b64decode(value).decode() for key, value in (found.get("data") or {}).items()}
+        except ValueError:
+            raise InvalidRequest(f"the Secret {namespace}/{name} holds something that is not text") from None
+
+    async def _claim(self, volume: PersistentVolume) -> Claim | None:
+        reference = volume.spec.claim_ref
+        if reference is None:
+            return None
+        try:
+            found = await self._api.get(CLAIMS, reference.name, namespace=reference.namespace)
+        except NotFound:
+            return None
+        return msgspec.convert(found, Claim)
+
+
+def _plan(settings: ClientSettings, pod: PodSettings, *, filesystem: Filesystem, volume: PersistentVolume) -> Plan:
+    """Cache directories are an option of the client and volumes of its pod: the one follows from the other."""
+    options = dict(settings.options)
+    option = options.pop("cache-dir", "")
+    pod = pod.with_cache_directories(option)
+    if path := pod.cache_option(option):
+        options["cache-dir"] = path
+    owner = Owner(api_version="v1", kind="PersistentVolume", name=volume.metadata.name, uid=volume.metadata.uid)
+    settings = replace(settings, options=tuple(sorted(options.items())), pod=pod.digest)
+    return Plan(settings=settings, pod=pod, filesystem=filesystem, owner=owner)
+
+
+def _reader(volume: PersistentVolume) -> tuple[str, ...]:
+    """As kubelet asks for it: a volume that may only be read gets a client that can only read."""
+    return ("ro",) if volume.spec.access_modes == ("ReadOnlyMany",) else ()
+
+
+def _patched(claim: Claim | None) -> PatchedClaim | None:
+    if claim is None:
+        return None
+    return PatchedClaim(
+        name=claim.metadata.name, storage_class=claim.spec.storage_class_name or "", labels=claim.metadata.labels
+    )
+
+
+def _with_patch(context: Mapping[str, str], patch: Mapping[str, Any]) -> dict[str, str]:
+    """Two annotations of a patch are settings of the client (behaviour.md 7)."""
+    annotations = patch.get("annotations") or {}
+    moved = {"juicefs-delete-delay": "juicefs/mount-delete-delay", "juicefs/clean-cache": "juicefs/clean-cache"}
+    return {**context, **{key: str(annotations[name]) for name, key in moved.items() if name in annotations}}

@@ -1,0 +1,87 @@
+"""The mount pods of all nodes, by node and mount: what the API server last said of them, and what we just made."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from shared.informer import Informer
+from shared.kubernetes import PODS, Kubernetes
+from shared.manifests import MOUNT, MOUNT_POD
+from shared.objects import Pod
+from shared.settings import is_mount_name
+
+FINALIZER: Final = "juicefs.com/finalizer"
+"""Of the earlier driver's mount pods."""
+_NAME: Final = "juicefs-"
+
+
+class PodIndex:
+    """`listen` is told the mount whose pods have changed."""
+
+    def __init__(self, api: Kubernetes, *, namespace: str) -> None:
+        self._informer = Informer(
+            api,
+            PODS,
+            Pod,
+            namespace=namespace,
+            labels=f"app.kubernetes.io/name={MOUNT_POD}",
+            on_change=self._changed,
+        )
+        self._pods: defaultdict[tuple[str, str], dict[str, Pod]] = defaultdict(dict)
+        self._listeners: dict[str, Callable[[str], None]] = {}
+        self.synced = self._informer.synced
+
+    @property
+    def is_current(self) -> bool:
+        return self._informer.is_current
+
+    async def run(self) -> None:
+        await self._informer.run()
+
+    def listen(self, node: str, changed: Callable[[str], None]) -> None:
+        self._listeners[node] = changed
+
+    def of(self, node: str, mount: str) -> list[Pod]:
+        """The pods of one mount, the oldest first."""
+        pods = self._pods.get((node, mount), {}).values()
+        return sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp or "", pod.metadata.name))
+
+    def mounts(self, node: str) -> set[str]:
+        """The mounts of a node that have pods."""
+        return {mount for at, mount in self._pods if at == node}
+
+    def all(self) -> Iterable[tuple[str, str]]:
+        """Every (node, mount)."""
+        return list(self._pods)
+
+    def put(self, created: dict[str, Any]) -> Pod:
+        """What we made, before the API server's watch tells of it."""
+        pod = msgspec.convert(created, Pod)
+        key = _key(pod)
+        if key is not None and pod.metadata.uid not in self._pods[key]:
+            self._pods[key][pod.metadata.uid] = pod
+        return pod
+
+    def _changed(self, old: Pod | None, new: Pod | None) -> None:
+        pod = new or old
+        key = _key(pod) if pod is not None else None
+        if pod is None or key is None:
+            return
+        if new is not None:
+            self._pods[key][pod.metadata.uid] = pod
+        else:
+            self._pods[key].pop(pod.metadata.uid, None)
+            if not self._pods[key]:
+                del self._pods[key]
+        node, mount = key
+        if changed := self._listeners.get(node):
+            changed(mount)
+
+
+def _key(pod: Pod) -> tuple[str, str] | None:
+    """(node, mount): by the annotation of ours, or by the name of a pod that the earlier driver made."""
+    node = pod.spec.node_name
+    mount = pod.metadata.annotations.get(MOUNT) or pod.metadata.name.removeprefix(f"{_NAME}{node}-")
+    return (node, mount) if node and is_mount_name(mount) else None

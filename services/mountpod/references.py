@@ -1,0 +1,83 @@
+"""The targets of each mount, mirrored in annotations of its pod for people and tools; nothing here decides by them.
+
+Written behind, and together: a burst of publishes is one write.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from services.mountpod.pod_index import PodIndex
+from services.mountpod.pod_maker import PodMaker
+from services.mountpod.pod_state import verdict
+from shared.api.juicefs.v1 import Event, MountReport
+from shared.errors import DriverError
+from shared.manifests import reference, references
+
+_BEHIND: Final = 1.0  # seconds
+_OURS: Final = "/volumes/kubernetes.io~csi/"
+"""Kubelet's own binds of ours (volume-subpaths) are references, but not ones that a tool looks for."""
+
+_log = structlog.get_logger()
+
+
+class References:
+    """Of one node."""
+
+    def __init__(self, *, node: str, index: PodIndex, maker: PodMaker) -> None:
+        self._node = node
+        self._index = index
+        self._maker = maker
+        self._targets: dict[str, set[str]] = {}
+        self._changed = asyncio.Event()
+        self._names: set[str] = set()
+
+    def targets(self, name: str) -> set[str]:
+        return self._targets.get(name, set())
+
+    def found(self, name: str, report: MountReport | None) -> None:
+        """What the node reports is what there is."""
+        self._targets[name] = {target for target in report.targets if _OURS in target} if report else set()
+        self._note(name)
+
+    def hear(self, event: Event) -> None:
+        targets = self._targets.setdefault(event.mount, set()) if event.mount else set()
+        if event.target_bound is not None:
+            targets.add(event.target_bound.target)
+            self._note(event.mount)
+        elif event.target_unbound is not None:
+            targets.discard(event.target_unbound.target)
+            self._note(event.mount)
+
+    def forget(self, name: str) -> None:
+        self._targets.pop(name, None)
+
+    def _note(self, name: str) -> None:
+        self._names.add(name)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_BEHIND)
+            self._changed.clear()
+            names, self._names = self._names, set()
+            for name in names:
+                try:
+                    await self._write(name)
+                except DriverError as error:
+                    _log.warning("references not written", node=self._node, mount=name, error=str(error))
+
+    async def _write(self, name: str) -> None:
+        """Only what differs."""
+        wanted = self._targets.get(name, set())
+        for pod in self._index.of(self._node, name):
+            if not verdict(pod).lives:
+                continue
+            present = references(pod.metadata.annotations)
+            changes: dict[str, str | None] = {reference(target): target for target in wanted - present}
+            changes |= {reference(target): None for target in present - wanted}
+            if changes:
+                await self._maker.annotate(pod, changes)

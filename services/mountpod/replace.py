@@ -1,0 +1,66 @@
+"""Replaces a client that serves by another pod, without a failed call: for an upgrade, or because somebody asks.
+
+1. the successor is created; it waits for the lock of the pod before it, so its image is there and nothing is lost yet
+2. the node takes the client's descriptor, and notes its session
+3. the old pod is deleted: its preStop has the client save what is open, and so ends it
+4. the successor has the lock, takes the descriptor over, loads what was open, and hands the descriptor in
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from services.mountpod.pod_state import State, verdict
+from shared.errors import Busy, DriverError, NotReady
+from shared.objects import Pod
+
+if TYPE_CHECKING:
+    from services.mountpod.pods import Pods
+
+_START_TIMEOUT: Final = 120.0
+_TAKE_TIMEOUT: Final = 30.0
+_STEP: Final = 0.1
+
+
+async def replace_in_order(pods: "Pods", name: str) -> None:
+    """The client of this mount is another pod's when this returns.
+
+    Raises:
+        Busy: it is starting, or being replaced. NotReady: the successor did not come in time; which one serves is said.
+    """
+    present = pods.cluster.index.of(pods.node, name)
+    if len(present) != 1 or verdict(present[0]).state is not State.RUNNING:
+        raise Busy(f"{name} is starting, or being replaced")
+    old = present[0]
+    new = await pods.create(name, after=old.metadata.uid)
+    try:
+        await _running(pods, name, new)
+        await pods.service.release(name)
+    except DriverError:
+        await pods.cluster.maker.delete(new)
+        raise
+    taken = pods.handed_in[name] = asyncio.Event()
+    try:
+        await pods.cluster.maker.delete(old)
+        async with asyncio.timeout(_TAKE_TIMEOUT):
+            await taken.wait()
+    except TimeoutError:
+        raise NotReady(f"{name}: pod {new.metadata.name} has not taken over yet: see its log") from None
+    finally:
+        del pods.handed_in[name]
+
+
+async def _running(pods: "Pods", name: str, new: Pod) -> None:
+    """Wait until the successor waits for the lock."""
+    try:
+        async with asyncio.timeout(_START_TIMEOUT):
+            while True:
+                found = [pod for pod in pods.cluster.index.of(pods.node, name) if pod.metadata.uid == new.metadata.uid]
+                state = verdict(found[0]) if found else None
+                if state is not None and state.state is State.RUNNING:
+                    return
+                if state is None or state.state not in {State.STARTING, State.RUNNING}:
+                    words = state.message if state else "it was deleted"
+                    raise NotReady(f"pod {new.metadata.name} does not start: {words}; the client before it goes on")
+                await asyncio.sleep(_STEP)
+    except TimeoutError:
+        raise NotReady(f"pod {new.metadata.name} does not start; the client before it goes on") from None
