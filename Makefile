@@ -6,7 +6,7 @@ VENV := .venv/.stamp
 UV := .cache/uv/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench images compose-test fmt proto lock clean
+.PHONY: help venv demo test check bench images compose-test e2e fmt proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ images: $(VENV) ## build the container images
 
 compose-test: $(VENV) ## the demo's story against docker compose
 	scripts/compose-test
+
+e2e: $(VENV) ## run tests/e2e on the cluster of KUBECONFIG, or on one that CLUSTER brings up
+	scripts/e2e
 
 fmt: $(VENV) ## format, and fix what ruff can fix
 	$(BIN)/ruff format
