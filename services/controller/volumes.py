@@ -90,6 +90,14 @@ class Volumes:
                     return False
                 raise
 
+    async def forget(self, fs: Filesystem, volume_id: str) -> None:
+        """The volume is no more, but its directory stays as it is: somebody else has it too."""
+        with self._claim(fs, volume_id):
+            async with self._gateways.open(fs) as webdav:
+                records = self._records[fs.credentials]
+                if record := await records.get(webdav, volume_id):
+                    await records.remove(webdav, record)
+
     async def expand(self, fs: Filesystem, volume_id: str, *, required: int, limit: int) -> int:
         """The capacity in bytes that the volume has now, at least `required`; it never gets smaller.
 

@@ -97,6 +97,17 @@ async def test_deleting_removes_directory_quota_and_record(controller: Controlle
     assert (await controller.quota("v")).may_be(2 * GIB)
 
 
+async def test_forgetting_keeps_the_directory(controller: Controller) -> None:
+    """It belongs to somebody else too, and is nobody's to delete any more."""
+    await controller.create("v", path="place/v")
+    await controller.make("place/v/tree")
+    for _ in range(2):
+        await controller.volumes.forget(controller.fs, "v")
+
+    assert not await controller.volumes.delete(controller.fs, "v")
+    assert await controller.at_root() == {"place"}
+
+
 @pytest.mark.parametrize("name", ["data", f"{PVC}x", f"x{PVC}", "pvc-1", "."])
 async def test_what_was_not_created_here_is_not_deleted(controller: Controller, name: str) -> None:
     """Promise 5: a static volume's data stays, whatever its id."""
