@@ -15,6 +15,7 @@
 A client that is a pod has its directory as /tmp, so its own sockets and `alive` lie there without anybody's help:
 
         kept                             an empty file: the directory is to stay                 (node)
+        leaving                          an empty file: the client makes way for another        (the client's pod)
         resume                           session and file of a client that made way, two lines   (node, for the next)
         fuse_fd_comm.<pid>, state<pid>.json, formatted                                           (the client)
 
@@ -77,6 +78,10 @@ class Client:
     @property
     def kept(self) -> Path:
         return self.directory / "kept"
+
+    @property
+    def leaving(self) -> Path:
+        return self.directory / "leaving"
 
     @property
     def resume(self) -> Path:

@@ -36,7 +36,11 @@ _KEY_LENGTH: Final = 63
 SCRIPT: Final = r"""
 set -mu
 exec 9>>/tmp/alive
-flock -w 900 9 || { echo 'the client before this one has not ended'; exit 75; }
+trap 'exit 143' TERM
+flock -w 900 9 &
+wait $! || { echo 'the client before this one has not ended'; exit 75; }
+trap - TERM
+: >/run/serving
 if [ -n "$CSI_FORMAT" ] && [ ! -e /tmp/formatted ]; then
     (set -f; IFS='
 '; exec /usr/local/bin/juicefs $CSI_FORMAT) || exit
@@ -63,12 +67,15 @@ done
 # Before the pod ends: the client saves what is open, and the next one, which waits for the lock, goes on with it. The
 # node says by /tmp/resume that it holds the descriptor; without that the client would only start itself anew.
 LEAVE: Final = r"""
+[ -e /run/serving ] || exit 0
+: >/tmp/leaving
 tries=0
 until [ -e /tmp/resume ]; do
     tries=$((tries + 1))
-    [ "$tries" -lt 50 ] || exit 0
+    [ "$tries" -lt 80 ] || exit 0
     sleep 0.1
 done
+rm -f /tmp/leaving
 for supervisor in $(cat /proc/1/task/1/children); do
     kill -HUP $(cat /proc/$supervisor/task/*/children)
 done

@@ -23,9 +23,9 @@ class OwnerReference(_Part, frozen=True):
 
 
 class Metadata(_Part, frozen=True):
-    """What every object has. Times are RFC 3339."""
+    """What every object has, and a bookmark only a part of. Times are RFC 3339."""
 
-    name: str
+    name: str = ""
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 import structlog
 
+from services.mountpod.cluster import Cluster
 from services.mountpod.node import NodeService
-from services.mountpod.pods import Cluster, Pods
+from services.mountpod.pods import Pods
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.service import MountpodService
 from shared.api.juicefs.v1 import MountSuperseded

@@ -10,13 +10,13 @@ from typing import Final
 
 import structlog
 
+from services.mountpod.cluster import Cluster
 from services.mountpod.configured import ConfigurationFile
 from services.mountpod.fleet import Fleet
 from services.mountpod.notices import Notices
 from services.mountpod.planner import Planner, Volumes
 from services.mountpod.pod_index import PodIndex
 from services.mountpod.pod_maker import PodMaker
-from services.mountpod.pods import Cluster
 from shared.api.juicefs.v1 import ServiceStarted
 from shared.bus import Bus
 from shared.identity import DRIVER_NAME, VERSION

@@ -18,12 +18,17 @@ _SHORT: Final = ("OutOf", "UnexpectedAdmissionError")
 
 
 class State(Enum):
-    """`STUCK` may still come up, when somebody changes something; `CRASHED` and `ENDED` need another pod."""
+    """What may become of it.
+
+    `STUCK` may still come up, when somebody changes something. Kubelet starts `EXITED` again, at once the first time;
+    `CRASHED` only after a while, and `ENDED` not at all.
+    """
 
     STARTING = auto()
     RUNNING = auto()
     STUCK = auto()
     SHORT = auto()
+    EXITED = auto()
     CRASHED = auto()
     ENDED = auto()
     LEAVING = auto()
@@ -40,7 +45,7 @@ class Verdict:
     @property
     def lives(self) -> bool:
         """It serves, or may come to that."""
-        return self.state in {State.STARTING, State.RUNNING, State.STUCK}
+        return self.state in {State.STARTING, State.RUNNING, State.STUCK, State.EXITED}
 
 
 def verdict(pod: Pod) -> Verdict:
@@ -84,7 +89,7 @@ def _of_container(state: ContainerState) -> Verdict:
         return Verdict(state=State.RUNNING)
     if state.terminated:
         reason = OUT_OF_MEMORY if state.terminated.reason == "OOMKilled" else POD_FAILED
-        return Verdict(state=State.CRASHED, reason=reason, message=_last_words(state))
+        return Verdict(state=State.EXITED, reason=reason, message=_last_words(state))
     waiting = state.waiting.reason if state.waiting else ""
     message = f"{waiting}: {state.waiting.message}" if state.waiting else ""
     if waiting in _IMAGE:

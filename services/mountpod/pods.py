@@ -9,17 +9,16 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from services.mountpod.cluster import Cluster
 from services.mountpod.failures import Failures
 from services.mountpod.node import NodeService
-from services.mountpod.notices import Notices
-from services.mountpod.planner import Plan, Planner
-from services.mountpod.pod_index import PodIndex
-from services.mountpod.pod_maker import PodMaker, Wish
+from services.mountpod.planner import Plan
+from services.mountpod.pod_failure import failure, stuck
+from services.mountpod.pod_maker import Wish
 from services.mountpod.pod_state import State, Verdict, restarts, verdict
 from services.mountpod.references import References
 from services.mountpod.replace import replace_in_order
@@ -32,31 +31,22 @@ from shared.api.juicefs.v1 import (
     MountFailed,
     MountReport,
 )
-from shared.bus import Bus
-from shared.diagnosis import UNKNOWN, diagnose
-from shared.errors import CommandFailed, DriverError, NotFound, NotReady
+from shared.errors import DriverError, NotFound, NotReady
 from shared.manifests import CONTAINER, DELETE_DELAY
 from shared.objects import Pod
 from shared.settings import ClientSettings, parse
 
 _PERIOD: Final = 30.0
 _PREPARE_TIMEOUT: Final = 10.0
+_LEAVE_TIMEOUT: Final = 7.0
+_LEAVE_STEP: Final = 0.2
+_FAILED: Final = (State.EXITED, State.CRASHED, State.ENDED, State.STUCK)
+"""Of a client that never came up: none of these is waited for."""
 _AGAIN: Final = 2.0
 _UNWANTED: Final = 120.0
 """Seconds after which a client that never came up, and that no publish waits for, is removed."""
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """What the runtimes of all nodes share."""
-
-    bus: Bus
-    planner: Planner
-    index: PodIndex
-    maker: PodMaker
-    notices: Notices
 
 
 class Pods:
@@ -71,12 +61,12 @@ class Pods:
         self._tasks: asyncio.TaskGroup | None = None
         self._due = asyncio.Event()
         self._plans: dict[str, Plan] = {}
-        self._targets: defaultdict[str, set[str]] = defaultdict(set)
         self._asked: dict[str, float] = {}
         self._failures = Failures()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ending: set[str] = set()
         self._short: set[str] = set()
+        self._left: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # ---- what the port promises
@@ -86,7 +76,7 @@ class Pods:
         name = plan.settings.mount_name
         self._plans[name] = plan
         if request.target:
-            self._targets[name].add(request.target)
+            self._references.expects(name, request.target)
         self.cluster.notices.waits(self.node, name, request.workload)
         return plan.settings
 
@@ -99,7 +89,8 @@ class Pods:
             for pod in living:
                 if pod.metadata.labels.get("juicefs-hash") not in {settings.digest[:63], None}:
                     raise DriverError(f"the client of {name} has other settings by now: let its users end first")
-                self._raise_if_stuck(pod)
+                if verdict(pod).state is State.STUCK:
+                    raise stuck(pod, verdict(pod))
             if not living:
                 self._failures.check(name)
                 await self._create(name, self._plans[name])
@@ -128,6 +119,8 @@ class Pods:
 
     def tidy(self) -> None:
         self._failures.tidy()
+        index = self.cluster.index
+        self._left &= {pod.metadata.uid for name in index.mounts(self.node) for pod in index.of(self.node, name)}
 
     # ---- its life
 
@@ -154,8 +147,6 @@ class Pods:
             self._failures.forget(name)
             if waiting := self.handed_in.get(name):
                 waiting.set()
-        if event.target_bound is not None:
-            self._targets[name].discard(event.target_bound.target)
         self._references.hear(event)
         self.cluster.notices.hear(self.node, event)
 
@@ -200,16 +191,15 @@ class Pods:
         is_used, has_served = bool(report.targets), bool(report.targets or report.device)
         for pod in pods:
             found = verdicts[pod.metadata.uid]
-            if not has_served and (found.state in {State.CRASHED, State.ENDED, State.STUCK} or restarts(pod)):
+            if not has_served and (found.state in _FAILED or (restarts(pod) and found.state is not State.LEAVING)):
                 await self._fail(name, pod, found)
             elif found.state in {State.CRASHED, State.ENDED, State.SHORT}:
                 self._said_exit(name, pod)
                 await self._succeed(name, pod, found, is_wanted=is_used or bool(report.expected))
                 await self.cluster.maker.delete(pod)
-            elif found.state is State.LEAVING and is_used and not self._living(name):
+            elif found.state is State.LEAVING and is_used and pod.metadata.uid not in self._left:
                 await self._succeed(name, pod, found, is_wanted=True)
-                with suppress(DriverError):
-                    await self.service.release(name)
+                await self.let_go(name, pod)
         if not has_served and not report.expected and self._is_forgotten(name, self._living(name)):
             await self._forget(name)
 
@@ -232,6 +222,17 @@ class Pods:
         if found.state is State.CRASHED:
             self._failures.add(name, NotReady(f"the client of {name} was started anew a moment ago: try again"))
 
+    async def let_go(self, name: str, pod: Pod) -> None:
+        """Have the node take the descriptor of a pod that leaves, as soon as its preStop says so; once."""
+        self._left.add(pod.metadata.uid)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_TIMEOUT):
+                while True:
+                    with suppress(NotReady):
+                        await self.service.release(name)
+                        return
+                    await asyncio.sleep(_LEAVE_STEP)
+
     async def _plan_again(self, name: str) -> Plan:
         """From today's objects, never from a copy (promise 19)."""
         planner = self.cluster.planner
@@ -249,7 +250,7 @@ class Pods:
             node=self.node,
             mount=name,
             plan=plan,
-            targets=tuple(sorted(self._targets[name] | self._references.targets(name))),
+            targets=self._references.targets(name),
             after=after,
             is_new=is_new,
             has_requests=name not in self._short,
@@ -260,36 +261,16 @@ class Pods:
 
     # ---- what goes wrong
 
-    def _raise_if_stuck(self, pod: Pod) -> None:
-        found = verdict(pod)
-        if found.state is State.STUCK:
-            raise CommandFailed(f"{found.reason}: mount pod {pod.metadata.name}: {found.message}", reason=found.reason)
-
     async def _fail(self, name: str, pod: Pod, found: Verdict) -> None:
         """A client that never came up: say why. One that Kubernetes may still start is left to it."""
-        error = self._stuck(pod, found) if found.state is State.STUCK else await self._crashed(name, pod, found)
+        plan = self._plans.get(name)
+        error = await failure(pod, found, maker=self.cluster.maker, marks=plan.filesystem.marks if plan else ())
         if found.state is not State.STUCK:
             self._failures.add(name, error)
             await self.cluster.maker.delete(pod, grace=0)
             self._asked.pop(name, None)
-        words = str(error).removeprefix(f"{error.reason}: ")
-        self._say(MountFailed(reason=error.reason, message=words), name)
+        self._say(MountFailed(reason=error.reason, message=str(error).removeprefix(f"{error.reason}: ")), name)
         self.cluster.notices.failed(self.node, name, error)
-
-    def _stuck(self, pod: Pod, found: Verdict) -> CommandFailed:
-        return CommandFailed(f"{found.reason}: mount pod {pod.metadata.name}: {found.message}", reason=found.reason)
-
-    async def _crashed(self, name: str, pod: Pod, found: Verdict) -> CommandFailed:
-        """The client's own words, from the log of its last run."""
-        plan = self._plans.get(name)
-        marks = plan.filesystem.marks if plan else ()
-        for previous in (False, True):
-            text = await self.cluster.maker.log(pod, container=CONTAINER, previous=previous)
-            words = diagnose(text, marks=marks)
-            if words and (words.reason != UNKNOWN or found.state is State.CRASHED):
-                return CommandFailed(f"{words.reason}: {words.line}", reason=words.reason)
-        reason = found.reason or UNKNOWN
-        return CommandFailed(f"{reason}: mount pod {pod.metadata.name}: {found.message or 'it ended'}", reason=reason)
 
     def _is_forgotten(self, name: str, pods: list[Pod]) -> bool:
         """True for a client that nobody asked for in a while: a publish that waits asks again."""
@@ -308,7 +289,7 @@ class Pods:
 
     def _closed(self, name: str) -> None:
         self._ending.discard(name)
-        for known in (self._plans, self._asked, self._targets, self._locks):
+        for known in (self._plans, self._asked, self._locks):
             known.pop(name, None)
         self._short.discard(name)
         self._failures.forget(name)

@@ -33,8 +33,12 @@ class References:
         self._changed = asyncio.Event()
         self._names: set[str] = set()
 
-    def targets(self, name: str) -> set[str]:
-        return self._targets.get(name, set())
+    def expects(self, name: str, target: str) -> None:
+        """A publish is about to bind it: a pod that is made for it names it from the start."""
+        self._targets.setdefault(name, set()).add(target)
+
+    def targets(self, name: str) -> tuple[str, ...]:
+        return tuple(sorted(self._targets.get(name, set())))
 
     def found(self, name: str, report: MountReport | None) -> None:
         """What the node reports is what there is."""

@@ -1,8 +1,8 @@
 """Replaces a client that serves by another pod, without a failed call: for an upgrade, or because somebody asks.
 
 1. the successor is created; it waits for the lock of the pod before it, so its image is there and nothing is lost yet
-2. the node takes the client's descriptor, and notes its session
-3. the old pod is deleted: its preStop has the client save what is open, and so ends it
+2. the old pod is deleted: its preStop says that it leaves
+3. the node takes the client's descriptor and notes its session, and preStop has the client save what is open and end
 4. the successor has the lock, takes the descriptor over, loads what was open, and hands the descriptor in
 """
 
@@ -34,13 +34,13 @@ async def replace_in_order(pods: "Pods", name: str) -> None:
     new = await pods.create(name, after=old.metadata.uid)
     try:
         await _running(pods, name, new)
-        await pods.service.release(name)
     except DriverError:
         await pods.cluster.maker.delete(new)
         raise
     taken = pods.handed_in[name] = asyncio.Event()
     try:
         await pods.cluster.maker.delete(old)
+        await pods.let_go(name, old)
         async with asyncio.timeout(_TAKE_TIMEOUT):
             await taken.wait()
     except TimeoutError:

@@ -91,11 +91,13 @@ class Mounts:
             mounter.make_mount_point(client.mount_point)
 
     async def release(self, name: str) -> None:
-        """Take the client's descriptor for good, and note what the next one needs to go on with what is open.
+        """Take the descriptor of a client that leaves, and note what the next one needs to go on with what is open.
 
         Raises:
-            NotFound: no such client runs. NotReady: it does not hand over.
+            NotFound: no such client runs. NotReady: it does not leave (yet), or does not hand over.
         """
+        if not self._client(name).leaving.exists():
+            raise NotReady(f"the client of {name} has not said that it leaves")
         if (entry := self.mounted(name)) is None or (keeper := self._keepers.get(name)) is None:
             raise NotFound(f"no client is mounted as {name} on this machine")
         session = await read_session(entry)
