@@ -109,6 +109,31 @@ class Bus:
         except Exception:  # noqa: BLE001 - the parser raises what it likes for what is no message
             raise DriverError(f"{service} answered on {subject} with what is no {reply.__name__}") from None
 
+    async def ask_all(self, subject: str, message: betterproto2.Message, reply: type[R], *, wait: float) -> list[R]:
+        """Ask everyone who answers on `subject`; what they say within `wait` seconds.
+
+        Raises:
+            NotReady: NATS is away.
+        """
+        if (client := self._connection.client) is None:
+            raise NotReady(f"NATS is away ({self._connection.cause}): check that nats-server runs")
+        answers = list[R]()
+
+        async def take(answer: Msg) -> None:
+            answers.append(reply.parse(answer.data))
+
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=take)
+        try:
+            await client.publish(subject, bytes(message), reply=inbox)
+            await asyncio.sleep(wait)
+        except nats.errors.Error as error:
+            raise NotReady(f"NATS is away ({in_words(error)})") from None
+        finally:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+        return answers
+
     def serve(
         self, subject: str, request: type[Q], answer: Callable[[Q], Awaitable[betterproto2.Message]], *, queue: str = ""
     ) -> None:

@@ -2,7 +2,15 @@
 
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.runtime import Runtime
-from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, RestartReply, RestartRequest
+from shared.api.juicefs.v1 import (
+    ClientInfo,
+    EnsureReply,
+    EnsureRequest,
+    ListReply,
+    ListRequest,
+    RestartReply,
+    RestartRequest,
+)
 from shared.bus import Bus
 
 
@@ -20,6 +28,7 @@ class MountpodService:
         subject = f"juicefs.rpc.mountpod.{self._node}"
         self._bus.serve(f"{subject}.Ensure", EnsureRequest, self.ensure, queue="mountpod")
         self._bus.serve(f"{subject}.Restart", RestartRequest, self.restart, queue="mountpod")
+        self._bus.serve("juicefs.rpc.mountpod.List", ListRequest, self.list)
         self._bus.on_event(f"juicefs.event.node.{self._node}.>", self._reconcile.hear)
 
     async def ensure(self, request: EnsureRequest) -> EnsureReply:
@@ -27,6 +36,11 @@ class MountpodService:
         wanted = await self._runtime.resolve(request)
         await self._runtime.ensure(wanted)
         return EnsureReply(mount=wanted.mount_name, settings_digest=wanted.digest)
+
+    async def list(self, _: ListRequest) -> ListReply:
+        clients = sorted(self._runtime.clients().items())
+        found = [ClientInfo(mount=mount, volume_id=settings.volume_id) for mount, settings in clients]
+        return ListReply(node=self._node, clients=found)
 
     async def restart(self, request: RestartRequest) -> RestartReply:
         await self._runtime.restart(request.mount)

@@ -6,6 +6,7 @@
 __all__ = (
     "ClientExited",
     "ClientGivenUp",
+    "ClientInfo",
     "ClientReady",
     "ClientStarting",
     "CloseReply",
@@ -15,6 +16,8 @@ __all__ = (
     "EnsureReply",
     "EnsureRequest",
     "Event",
+    "ListReply",
+    "ListRequest",
     "MountClosed",
     "MountFailed",
     "MountIdle",
@@ -69,6 +72,16 @@ class ClientGivenUp(betterproto2.Message):
 
 
 default_message_pool.register_message("juicefs.v1", "ClientGivenUp", ClientGivenUp)
+
+
+@dataclass(eq=False, repr=False)
+class ClientInfo(betterproto2.Message):
+    mount: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    volume_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("juicefs.v1", "ClientInfo", ClientInfo)
 
 
 @dataclass(eq=False, repr=False)
@@ -276,6 +289,28 @@ class Event(betterproto2.Message):
 
 
 default_message_pool.register_message("juicefs.v1", "Event", Event)
+
+
+@dataclass(eq=False, repr=False)
+class ListReply(betterproto2.Message):
+    node: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    clients: "list[ClientInfo]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("juicefs.v1", "ListReply", ListReply)
+
+
+@dataclass(eq=False, repr=False)
+class ListRequest(betterproto2.Message):
+    """
+    anyone -> every mountpod, juicefs.rpc.mountpod.List: which clients it keeps. One answer for each node.
+    """
+
+    pass
+
+
+default_message_pool.register_message("juicefs.v1", "ListRequest", ListRequest)
 
 
 @dataclass(eq=False, repr=False)
