@@ -465,6 +465,17 @@ async def test_a_secret_is_held_while_a_volume_needs_it(served: Stage) -> None:
     assert await served.find(SECRETS, served.name) is None
 
 
+async def test_a_class_that_comes_with_its_claim_is_seen_at_once(served: Stage) -> None:
+    """Whichever is watched first; and the claim gets one volume, told once."""
+    for number in range(10):
+        later = served.make_class(name=f"{served.name}-{number}")
+        spec = {"storageClassName": f"{served.name}-{number}"}
+        name, _ = await asyncio.gather(served.claim(f"c{number}", spec=spec), later)
+        await served.volume(name)
+
+    assert served.said == [VolumeCreated(capacity_bytes=GIB)] * 10
+
+
 async def test_many_claims_at_once(served: Stage) -> None:
     """Each gets one volume; the Secret is all that is read, and nothing is listed."""
     await served.make_class()
