@@ -361,6 +361,19 @@ async def test_a_directory_that_another_volume_uses_stays(served: Stage) -> None
     assert await served.records() == set()
 
 
+async def test_a_handle_that_another_volume_has_too_keeps_its_directory(served: Stage) -> None:
+    """Two PersistentVolumes of one handle, as an admin copies one: the directory goes with the last."""
+    await served.make_class()
+    name, twin = await served.bound("a"), served.of("twin")
+    copy = static(served, twin, volumeHandle=name, volumeAttributes={"subPath": f"{name}-moved"})
+    await served.api.create(PERSISTENT_VOLUMES, copy)
+    await served.unclaim("a", name)
+    await served.gone(name)
+
+    assert await served.directories() == {name}
+    assert await served.find(PERSISTENT_VOLUMES, twin)
+
+
 async def test_a_directory_that_holds_another_volume_is_not_deleted(served: Stage) -> None:
     """Promise 5: said on the volume, until the other is gone."""
     await served.make_class()
