@@ -11,8 +11,8 @@ away. Neither tokens nor what a Secret holds are in an error's text.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from shared.kubeconfig import Access
 _PATIENCE: Final = 2.0  # seconds between two tries at most when the API server has too much to do
 _TYPES: Final = {"PATCH": "application/merge-patch+json"}
 _LIMIT: Final = 1024  # characters of the API server's message
+_FAILURES: Final = (aiohttp.ClientError, OSError, TimeoutError)
 _OK, _UNKNOWN, _CROWDED = 200, 401, 429
 
 
@@ -89,30 +90,38 @@ class ApiServer:
 
     async def call(self, request: Request) -> bytes:
         """The answer's body."""
-        with _away(self.deadline):
+        try:
             async with asyncio.timeout(self.deadline):
-                while True:
-                    response = await self._send(request, silence=None)
-                    async with response:
-                        body = await response.read()
-                    if response.status != _CROWDED:  # which says that nothing was done
-                        return require_success(response.status, body, request)
-                    await asyncio.sleep(_pause(response.headers.get("Retry-After", "")))
-        raise AssertionError  # pragma: no cover - for mypy: the context manager may swallow, it thinks
+                return await self._answer(request)
+        except _FAILURES as error:
+            raise _away(error, within=self.deadline) from None
 
     @asynccontextmanager
     async def stream(self, request: Request, *, silence: float) -> AsyncIterator[AsyncIterator[bytes]]:
         """The answer line by line as it comes; `silence` is how many seconds may pass without a byte."""
-        with _away(self.deadline, silence=silence):
+        try:
             async with asyncio.timeout(self.deadline):
                 response = await self._send(request, silence=silence)
-            try:
                 if response.status != _OK:
-                    async with asyncio.timeout(self.deadline):
+                    async with response:
                         require_success(response.status, await response.read(), request)
-                yield _lines(response.content)
-            finally:
-                response.close()  # a stream is never at its end, so its connection is of no use to others
+        except _FAILURES as error:
+            raise _away(error, within=self.deadline) from None
+        try:
+            yield _lines(response.content, silence=silence)
+        finally:
+            # Amidst a stream, a connection is of no use to others; an orderly end of TLS would wait for the other side.
+            if response.connection is not None and response.connection.transport is not None:
+                response.connection.transport.abort()
+            response.close()
+
+    async def _answer(self, request: Request) -> bytes:
+        while True:
+            async with await self._send(request, silence=None) as response:
+                body = await response.read()
+            if response.status != _CROWDED:  # which says that nothing was done
+                return require_success(response.status, body, request)
+            await asyncio.sleep(_pause(response.headers.get("Retry-After", "")))
 
     async def _send(self, request: Request, *, silence: float | None) -> aiohttp.ClientResponse:
         token = await self._access.authorization()
@@ -169,41 +178,40 @@ def refusal(code: int, status: Status, request: Request) -> DriverError:
 def _words(code: int, status: Status, request: Request) -> str:
     if not request.is_secret or _WORDS.get(code) is not InvalidRequest:
         return status.message[:_LIMIT] or f"HTTP {code} to {request.method} {request.path}"
-    # What is wrong with a Secret may be quoted, so only where it is wrong is said.
-    fields = ", ".join(cause.field for cause in status.details.causes) if status.details else ""
+    # What is wrong with a Secret may be quoted, its keys too, so only where it is wrong is said.
+    fields = ", ".join(cause.field.partition("[")[0] for cause in status.details.causes) if status.details else ""
     return f"the API server refuses {request.method} {request.path}: {status.reason or code}" + (
         f" in {fields}" if fields else ""
     )
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+async def _lines(content: aiohttp.StreamReader, *, silence: float) -> AsyncIterator[bytes]:
     """Its own line reader would refuse what is longer than its buffer."""
-    rest = bytearray()
-    async for chunk in content.iter_any():
-        rest += chunk
-        if b"\n" in chunk:
-            *lines, tail = bytes(rest).split(b"\n")
-            rest = bytearray(tail)
-            for line in lines:
-                if line:
-                    yield line
-
-
-@contextmanager
-def _away(deadline: float, *, silence: float | None = None) -> Iterator[None]:
-    """What aiohttp raises, as NotReady. Its own texts may hold a request with its headers, so they are not used."""
+    parts: list[bytes] = []
     try:
-        yield
-    except aiohttp.ServerTimeoutError:
-        raise NotReady(f"the API server is away (silent for {silence or deadline:g} s)") from None
-    except TimeoutError:
-        raise NotReady(f"the API server is away (no answer within {deadline:g} s)") from None
-    except aiohttp.ClientConnectorCertificateError as error:
-        raise NotReady(f"the API server is away (its certificate is not trusted: {error.host})") from None
-    except (aiohttp.ClientError, OSError) as error:
-        code = getattr(error, "errno", None)
-        words = os.strerror(code).lower() if isinstance(code, int) and code > 0 else type(error).__name__
-        raise NotReady(f"the API server is away ({words})") from None
+        async for chunk in content.iter_any():
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                if line := b"".join((*parts, end)):
+                    yield line
+                parts.clear()
+            parts.append(rest)
+    except _FAILURES as error:
+        raise _away(error, within=silence) from None
+
+
+def _away(error: Exception, *, within: float) -> NotReady:
+    """Texts of aiohttp's own may hold a request with its headers, so they are not used."""
+    code = getattr(error, "errno", None)
+    if isinstance(error, TimeoutError):
+        words = f"silent for {within:g} s"
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+        words = "its certificate is not trusted"
+    elif isinstance(code, int) and code > 0:
+        words = os.strerror(code).lower()
+    else:
+        words = type(error).__name__
+    return NotReady(f"the API server is away ({words})")
 
 
 def _pause(text: str) -> float:

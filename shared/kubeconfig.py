@@ -86,7 +86,8 @@ class Access:
             token = await self._configuration.get_api_key_with_prefix("BearerToken")
         except Exception:  # noqa: BLE001 - the file is being replaced, or empty for now: the old token may still do
             token = self._configuration.api_key.get("BearerToken")
-        return (token or "").strip()
+        token = (token or "").strip()
+        return token if token.isprintable() else ""  # no header can hold it, and the refusal would quote it
 
     async def renew(self, refused: str) -> bool:
         """Look again after the API server has refused this token; True if there is another one now."""

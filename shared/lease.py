@@ -67,13 +67,14 @@ class Lease:
                 raise NotReady(f"the lease {self._name} was lost: {keeping.result()}")
             working.result()
         finally:
-            keeping.cancel()
             await self._end(working)
+            keeping.cancel()
             await asyncio.wait({keeping})
-            await self._release()
+            if working.done():
+                await self._release()
 
     async def _win(self) -> None:
-        is_waiting = False
+        is_told = False
         while True:
             sent = _now()
             try:
@@ -81,12 +82,12 @@ class Lease:
                     is_ours = await self._claim()
             except (DriverError, TimeoutError) as error:
                 is_ours = False
-                if not is_waiting:
-                    _log.warning("lease not readable", lease=self._name, error=str(error))
+                if not is_told:
+                    _log.warning("lease out of reach", lease=self._name, error=str(error) or "no answer in time")
+                is_told = True
             if is_ours:
                 self._leads_until = sent + self._timing.deadline
                 return
-            is_waiting = True
             await self._rest()
 
     async def _keep(self) -> str:
@@ -157,7 +158,7 @@ class Lease:
 
     def _body(self, old: dict[str, Any] | None) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        spec: dict[str, Any] = dict(old["spec"]) if old else {"leaseTransitions": 0}
+        spec: dict[str, Any] = dict((old or {}).get("spec") or {})
         if _holder(old) != self._identity:
             transitions = int(spec.get("leaseTransitions") or 0) + (1 if old else 0)
             spec |= {"holderIdentity": self._identity, "acquireTime": now, "leaseTransitions": transitions}
@@ -198,8 +199,8 @@ def _now() -> float:
 
 
 def _holder(found: dict[str, Any] | None) -> str:
-    return str((found or {}).get("spec", {}).get("holderIdentity") or "")
+    return str(((found or {}).get("spec") or {}).get("holderIdentity") or "")
 
 
 def _duration(found: dict[str, Any]) -> float:
-    return float(found["spec"].get("leaseDurationSeconds") or 0)
+    return float((found.get("spec") or {}).get("leaseDurationSeconds") or 0)
