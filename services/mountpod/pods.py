@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from services.mountpod.alarms import Alarms
 from services.mountpod.cluster import Cluster
 from services.mountpod.failures import Failures
 from services.mountpod.node import NodeService
@@ -21,7 +22,7 @@ from services.mountpod.pod_failure import failure, stuck
 from services.mountpod.pod_maker import Wish
 from services.mountpod.pod_state import State, Verdict, restarts, verdict
 from services.mountpod.references import References
-from services.mountpod.replace import replace_in_order
+from services.mountpod.replace import let_go, replace_in_order
 from shared.api.juicefs.v1 import (
     ClientExited,
     ClientStarting,
@@ -38,8 +39,6 @@ from shared.settings import ClientSettings, parse
 
 _PERIOD: Final = 30.0
 _PREPARE_TIMEOUT: Final = 10.0
-_LEAVE_TIMEOUT: Final = 7.0
-_LEAVE_STEP: Final = 0.2
 _FAILED: Final = (State.EXITED, State.CRASHED, State.ENDED, State.STUCK)
 """Of a client that never came up: none of these is waited for."""
 _AGAIN: Final = 2.0
@@ -67,7 +66,7 @@ class Pods:
         self._ending: set[str] = set()
         self._short: set[str] = set()
         self._left: set[str] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._alarms = Alarms(self._wake)
 
     # ---- what the port promises
 
@@ -154,16 +153,6 @@ class Pods:
         if self._tasks is not None:
             self._tasks.create_task(self._attend_safely(name), name=f"attend {name}")
 
-    def _wake_later(self, name: str, seconds: float) -> None:
-        """Once, however often it is asked for."""
-        if name not in self._timers:
-
-            def wake() -> None:
-                del self._timers[name]
-                self._wake(name)
-
-            self._timers[name] = asyncio.get_running_loop().call_later(seconds, wake)
-
     async def _attend_safely(self, name: str) -> None:
         try:
             async with self._locks[name]:
@@ -171,7 +160,7 @@ class Pods:
         except DriverError as error:
             _log.warning("mount not attended to", node=self.node, mount=name, error=str(error))
             self.cluster.notices.trouble(self.node, name, error)
-            self._wake_later(name, _AGAIN)
+            self._alarms.set(name, _AGAIN)
         except Exception as error:  # noqa: BLE001 - whatever one mount runs into, the others go on
             _log.error("attending failed", node=self.node, mount=name, exc_info=error)
 
@@ -199,7 +188,8 @@ class Pods:
                 await self.cluster.maker.delete(pod)
             elif found.state is State.LEAVING and is_used and pod.metadata.uid not in self._left:
                 await self._succeed(name, pod, found, is_wanted=True)
-                await self.let_go(name, pod)
+                self._left.add(pod.metadata.uid)
+                await let_go(self, name)
         if not has_served and not report.expected and self._is_forgotten(name, self._living(name)):
             await self._forget(name)
 
@@ -221,17 +211,6 @@ class Pods:
         await self._create(name, plan, after=pod.metadata.uid, is_new=False)
         if found.state is State.CRASHED:
             self._failures.add(name, NotReady(f"the client of {name} was started anew a moment ago: try again"))
-
-    async def let_go(self, name: str, pod: Pod) -> None:
-        """Have the node take the descriptor of a pod that leaves, as soon as its preStop says so; once."""
-        self._left.add(pod.metadata.uid)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVE_TIMEOUT):
-                while True:
-                    with suppress(NotReady):
-                        await self.service.release(name)
-                        return
-                    await asyncio.sleep(_LEAVE_STEP)
 
     async def _plan_again(self, name: str) -> Plan:
         """From today's objects, never from a copy (promise 19)."""

@@ -7,6 +7,7 @@
 """
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from services.mountpod.pod_state import State, verdict
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT: Final = 120.0
 _TAKE_TIMEOUT: Final = 30.0
+_LEAVE_TIMEOUT: Final = 7.0
 _STEP: Final = 0.1
 
 
@@ -40,13 +42,24 @@ async def replace_in_order(pods: "Pods", name: str) -> None:
     taken = pods.handed_in[name] = asyncio.Event()
     try:
         await pods.cluster.maker.delete(old)
-        await pods.let_go(name, old)
+        await let_go(pods, name)
         async with asyncio.timeout(_TAKE_TIMEOUT):
             await taken.wait()
     except TimeoutError:
         raise NotReady(f"{name}: pod {new.metadata.name} has not taken over yet: see its log") from None
     finally:
         del pods.handed_in[name]
+
+
+async def let_go(pods: "Pods", name: str) -> None:
+    """Have the node take the descriptor of a client that leaves, as soon as its preStop says so."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LEAVE_TIMEOUT):
+            while True:
+                with suppress(NotReady):
+                    await pods.service.release(name)
+                    return
+                await asyncio.sleep(_STEP)
 
 
 async def _running(pods: "Pods", name: str, new: Pod) -> None:
