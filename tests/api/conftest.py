@@ -1,5 +1,6 @@
 """An API server that the tests here share."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -8,6 +9,7 @@ import pytest
 
 from shared.kubernetes import SERVICE_ACCOUNTS, Kubernetes
 from tests.api_server import ApiServer, api_server
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +19,18 @@ def server() -> Iterator[ApiServer]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+async def _nothing_left() -> AsyncIterator[None]:
+    """A request that was cancelled ends its TLS in an orderly way, and needs the loop for that."""
+    yield
+    connections = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
+    await until(lambda: len(connections) == 1)  # the loop's own
+
+
 @pytest.fixture
 async def api(server: ApiServer) -> AsyncIterator[Kubernetes]:
     """As an administrator."""
+    server.start()
     async with Kubernetes.connect(kubeconfig=str(server.kubeconfig)) as api:
         yield api
 
