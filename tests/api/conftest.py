@@ -20,8 +20,9 @@ def server() -> Iterator[ApiServer]:
 
 
 @pytest.fixture(autouse=True)
-async def _nothing_left() -> AsyncIterator[None]:
-    """A request that was cancelled ends its TLS in an orderly way, and needs the loop for that."""
+async def _nothing_left(server: ApiServer) -> AsyncIterator[None]:
+    """No server that is away, and no connection: one that was given up ends its TLS in an orderly way, in the loop."""
+    server.start()
     yield
     connections = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
     await until(lambda: len(connections) == 1)  # the loop's own
@@ -30,7 +31,6 @@ async def _nothing_left() -> AsyncIterator[None]:
 @pytest.fixture
 async def api(server: ApiServer) -> AsyncIterator[Kubernetes]:
     """As an administrator."""
-    server.start()
     async with Kubernetes.connect(kubeconfig=str(server.kubeconfig)) as api:
         yield api
 
