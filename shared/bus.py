@@ -259,7 +259,8 @@ def _to_headers(error: DriverError) -> dict[str, str]:
     """A header is one line of text, so what is more is percent-encoded."""
     text = quote(str(error)[:4096], safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~", errors="replace")
     reason = {"Juicefs-Reason": error.reason} if isinstance(error, CommandFailed) else {}
-    return {"Juicefs-Error": type(error).__name__, "Juicefs-Message": text, **reason}
+    word = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in BY_NAME)
+    return {"Juicefs-Error": word, "Juicefs-Message": text, **reason}
 
 
 def _from_headers(headers: Mapping[str, str]) -> DriverError | None:
