@@ -65,6 +65,11 @@ class Bus:
         return self._connection.client is not None
 
     @property
+    def cause(self) -> str:
+        """Why NATS is away."""
+        return self._connection.cause
+
+    @property
     def unsent(self) -> int:
         """Events that NATS has not confirmed yet."""
         return len(self._outbox)
