@@ -13,10 +13,11 @@ _LONG: Final = 3.0
 """Seconds that a start may take before it is worth an Event of its own: most take less."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Waiting:
     pod: Reference
     since: float
+    is_told: bool = False
 
 
 class Notices:
@@ -36,9 +37,10 @@ class Notices:
         )
         now = asyncio.get_running_loop().time()
         waiting = self._waiting[node, mount]
-        if workload.uid in waiting and now > waiting[workload.uid].since + _LONG:
+        known = waiting.setdefault(workload.uid, _Waiting(pod=pod, since=now))
+        if not known.is_told and now > known.since + _LONG:
+            known.is_told = True
             self._recorder.say(pod, reason="MountStarting", message=f"the JuiceFS client of {mount} is being started")
-        waiting.setdefault(workload.uid, _Waiting(pod=pod, since=now))
 
     def failed(self, node: str, mount: str, error: CommandFailed) -> None:
         """The client could not be started: all who wait hear why."""

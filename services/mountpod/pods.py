@@ -6,10 +6,11 @@ for the lock of the first, takes its connection over, and goes on.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Final
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -18,11 +19,13 @@ from services.mountpod.cluster import Cluster
 from services.mountpod.failures import Failures
 from services.mountpod.node import NodeService
 from services.mountpod.planner import Plan
-from services.mountpod.pod_failure import failure, stuck
+from services.mountpod.pod_failure import Failing, stuck
+from services.mountpod.pod_index import settings_of
 from services.mountpod.pod_maker import Wish
 from services.mountpod.pod_state import State, Verdict, restarts, verdict
 from services.mountpod.references import References
 from services.mountpod.replace import let_go, replace_in_order
+from services.mountpod.waiting import Waiting
 from shared.api.juicefs.v1 import (
     ClientExited,
     ClientStarting,
@@ -32,18 +35,16 @@ from shared.api.juicefs.v1 import (
     MountFailed,
     MountReport,
 )
-from shared.errors import DriverError, NotFound, NotReady
-from shared.manifests import CONTAINER, DELETE_DELAY
+from shared.errors import CommandFailed, DriverError, NotFound, NotReady
+from shared.manifests import CONTAINER
 from shared.objects import Pod
-from shared.settings import ClientSettings, parse
+from shared.settings import ClientSettings
 
 _PERIOD: Final = 30.0
 _PREPARE_TIMEOUT: Final = 10.0
-_FAILED: Final = (State.EXITED, State.CRASHED, State.ENDED, State.STUCK)
-"""Of a client that never came up: none of these is waited for."""
+_WELL: Final = {State.STARTING, State.RUNNING}
 _AGAIN: Final = 2.0
-_UNWANTED: Final = 120.0
-"""Seconds after which a client that never came up, and that no publish waits for, is removed."""
+_DELETE_AT: Final = "juicefs-delete-at"
 
 _log = structlog.get_logger()
 
@@ -60,12 +61,12 @@ class Pods:
         self._tasks: asyncio.TaskGroup | None = None
         self._due = asyncio.Event()
         self._plans: dict[str, Plan] = {}
-        self._asked: dict[str, float] = {}
         self._failures = Failures()
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._ending: set[str] = set()
         self._short: set[str] = set()
         self._left: set[str] = set()
+        self._waiting = Waiting()
         self._alarms = Alarms(self._wake)
 
     # ---- what the port promises
@@ -81,10 +82,12 @@ class Pods:
 
     async def ensure(self, settings: ClientSettings) -> None:
         name = settings.mount_name
-        async with self._locks[name]:
-            self._asked[name] = _now()
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            is_slow = self._waiting.ask(name)
             self._ending.discard(name)
             living = [pod for pod in self.cluster.index.of(self.node, name) if verdict(pod).lives]
+            if is_slow and living:
+                self._alarms.set(name, _AGAIN)
             for pod in living:
                 if pod.metadata.labels.get("juicefs-hash") not in {settings.digest[:63], None}:
                     raise DriverError(f"the client of {name} has other settings by now: let its users end first")
@@ -97,11 +100,11 @@ class Pods:
     async def restart(self, name: str) -> None:
         if not self.cluster.index.of(self.node, name):
             raise NotFound(f"no client is called {name[:64]!r} on node {self.node}")
-        async with self._locks[name]:
+        async with self._locks.setdefault(name, asyncio.Lock()):
             await replace_in_order(self, name)
 
     async def end(self, name: str) -> None:
-        async with self._locks[name]:
+        async with self._locks.setdefault(name, asyncio.Lock()):
             pods = self.cluster.index.of(self.node, name)
             self._ending.add(name)
             for pod in pods:
@@ -109,9 +112,16 @@ class Pods:
             if not pods:
                 self._closed(name)
 
+    def announce_end(self, name: str, seconds: float | None) -> None:
+        when = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        self._references.set(name, _DELETE_AT, when.strftime("%Y-%m-%dT%H:%M:%SZ") if when else None)
+
     def clients(self) -> Mapping[str, ClientSettings]:
         index = self.cluster.index
-        return {name: self._settings(name, index.of(self.node, name)) for name in index.mounts(self.node)}
+        known = {name: plan.settings for name, plan in self._plans.items()}
+        return {
+            name: known.get(name) or settings_of(name, index.of(self.node, name)) for name in index.mounts(self.node)
+        }
 
     def retry(self) -> None:
         self._due.set()
@@ -134,7 +144,7 @@ class Pods:
                     reports = await self.service.report()
                     for name in {*reports, *self.cluster.index.mounts(self.node)}:
                         self._references.found(name, reports.get(name))
-                        self._wake(name)
+                        self._wake(name, reports.get(name, MountReport()))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PERIOD):
                         await self._due.wait()
@@ -142,6 +152,10 @@ class Pods:
     def hear(self, event: Event) -> None:
         """What the node says of clients and targets."""
         name = event.mount
+        if event.target_bound is not None:
+            self._waiting.end(name)
+            if name in self._plans and self._plans[name].settings.clean_cache and self._tasks is not None:
+                self._tasks.create_task(self._references.note_uuid(name), name=f"uuid of {name}")
         if event.descriptor_kept is not None:
             self._failures.forget(name)
             if waiting := self.handed_in.get(name):
@@ -149,14 +163,14 @@ class Pods:
         self._references.hear(event)
         self.cluster.notices.hear(self.node, event)
 
-    def _wake(self, name: str) -> None:
+    def _wake(self, name: str, report: MountReport | None = None) -> None:
         if self._tasks is not None:
-            self._tasks.create_task(self._attend_safely(name), name=f"attend {name}")
+            self._tasks.create_task(self._attend_safely(name, report), name=f"attend {name}")
 
-    async def _attend_safely(self, name: str) -> None:
+    async def _attend_safely(self, name: str, report: MountReport | None) -> None:
         try:
-            async with self._locks[name]:
-                await self._attend(name)
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                await self._attend(name, report)
         except DriverError as error:
             _log.warning("mount not attended to", node=self.node, mount=name, error=str(error))
             self.cluster.notices.trouble(self.node, name, error)
@@ -164,34 +178,41 @@ class Pods:
         except Exception as error:  # noqa: BLE001 - whatever one mount runs into, the others go on
             _log.error("attending failed", node=self.node, mount=name, exc_info=error)
 
-    async def _attend(self, name: str) -> None:
+    async def _attend(self, name: str, report: MountReport | None) -> None:
         """Bring the pods of one mount to what its use asks for."""
         pods = self.cluster.index.of(self.node, name)
         verdicts = {pod.metadata.uid: verdict(pod) for pod in pods}
-        is_well = bool(pods) and all(
-            verdicts[pod.metadata.uid].state in {State.STARTING, State.RUNNING} and not restarts(pod) for pod in pods
-        )
-        if is_well and not self._is_forgotten(name, pods):
+        is_quiet = all(found.state in _WELL for found in verdicts.values()) and not any(map(restarts, pods))
+        if pods and is_quiet and report is None and not self._waiting.is_doubted(name):
             return
-        report = (await self.service.report()).get(name, MountReport())
+        if report is None or not is_quiet:  # what was told may be old by now
+            report = (await self.service.report()).get(name, MountReport())
         if not pods:
             await self._attend_bare(name, report)
             return
-        is_used, has_served = bool(report.targets), bool(report.targets or report.device)
         for pod in pods:
-            found = verdicts[pod.metadata.uid]
-            if not has_served and (found.state in _FAILED or (restarts(pod) and found.state is not State.LEAVING)):
-                await self._fail(name, pod, found)
-            elif found.state in {State.CRASHED, State.ENDED, State.SHORT}:
-                self._said_exit(name, pod)
-                await self._succeed(name, pod, found, is_wanted=is_used or bool(report.expected))
-                await self.cluster.maker.delete(pod)
-            elif found.state is State.LEAVING and is_used and pod.metadata.uid not in self._left:
-                await self._succeed(name, pod, found, is_wanted=True)
-                self._left.add(pod.metadata.uid)
-                await let_go(self, name)
-        if not has_served and not report.expected and self._is_forgotten(name, self._living(name)):
+            await self._attend_pod(name, pod, found=verdicts[pod.metadata.uid], report=report)
+        is_stuck = any(found.state is State.STUCK for found in verdicts.values())
+        is_unused = not (report.targets or report.device or report.expected)
+        if is_unused and self._waiting.is_forgotten(name, is_stuck=is_stuck):
             await self._forget(name)
+
+    async def _attend_pod(self, name: str, pod: Pod, *, found: Verdict, report: MountReport) -> None:
+        """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""
+        is_new = self._waiting.is_waited(name) and not (report.targets or report.device)
+        is_used = bool(report.targets or (is_new and found.state is State.SHORT))
+        plan = self._plans.get(name)
+        failing = Failing(maker=self.cluster.maker, marks=plan.filesystem.marks if plan else ())
+        if is_new and (error := await failing.why(pod, found, doubt=self._waiting.doubt(name))):
+            await self._fail(name, pod, error, is_final=found.state is not State.STUCK)
+        elif found.state in {State.CRASHED, State.ENDED, State.SHORT}:
+            self._said_exit(name, pod)
+            await self._succeed(name, pod, found, is_wanted=is_used)
+            await self.cluster.maker.delete(pod)
+        elif found.state is State.LEAVING and is_used and pod.metadata.uid not in self._left:
+            await self._succeed(name, pod, found, is_wanted=True)
+            self._left.add(pod.metadata.uid)
+            await let_go(self, name)
 
     async def _attend_bare(self, name: str, report: MountReport) -> None:
         """No pod: its targets need one, or it has ended."""
@@ -240,20 +261,14 @@ class Pods:
 
     # ---- what goes wrong
 
-    async def _fail(self, name: str, pod: Pod, found: Verdict) -> None:
+    async def _fail(self, name: str, pod: Pod, error: CommandFailed, *, is_final: bool = True) -> None:
         """A client that never came up: say why. One that Kubernetes may still start is left to it."""
-        plan = self._plans.get(name)
-        error = await failure(pod, found, maker=self.cluster.maker, marks=plan.filesystem.marks if plan else ())
-        if found.state is not State.STUCK:
+        if is_final:
             self._failures.add(name, error)
             await self.cluster.maker.delete(pod, grace=0)
-            self._asked.pop(name, None)
+            self._waiting.end(name)
         self._say(MountFailed(reason=error.reason, message=str(error).removeprefix(f"{error.reason}: ")), name)
         self.cluster.notices.failed(self.node, name, error)
-
-    def _is_forgotten(self, name: str, pods: list[Pod]) -> bool:
-        """True for a client that nobody asked for in a while: a publish that waits asks again."""
-        return bool(pods) and self._asked.setdefault(name, _now()) < _now() - _UNWANTED
 
     async def _forget(self, name: str) -> None:
         if await self.service.close(name):
@@ -268,8 +283,8 @@ class Pods:
 
     def _closed(self, name: str) -> None:
         self._ending.discard(name)
-        for known in (self._plans, self._asked, self._locks):
-            known.pop(name, None)
+        self._plans.pop(name, None)
+        self._waiting.end(name)
         self._short.discard(name)
         self._failures.forget(name)
         self._references.forget(name)
@@ -278,19 +293,6 @@ class Pods:
     def _living(self, name: str) -> list[Pod]:
         return [pod for pod in self.cluster.index.of(self.node, name) if verdict(pod).lives]
 
-    def _settings(self, name: str, pods: list[Pod]) -> ClientSettings:
-        if name in self._plans:
-            return self._plans[name].settings
-        delay = next((pod.metadata.annotations.get(DELETE_DELAY, "") for pod in pods), "")
-        context = {"juicefs/mount-delete-delay": delay}
-        with suppress(DriverError):
-            return parse(volume_id=name.rpartition("-")[0], context=context, mount_options=(), credentials="")
-        return parse(volume_id=name.rpartition("-")[0], context={}, mount_options=(), credentials="")
-
     def _say(self, what: MountClosed | MountFailed | ClientExited | ClientStarting, name: str) -> None:
         plan = self._plans.get(name)
         self.cluster.bus.say(what, volume_id=plan.settings.volume_id if plan else "", mount=name, node=self.node)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
