@@ -63,9 +63,11 @@ async def kubelet() -> AsyncIterator[Orchestrator]:
 
 @asynccontextmanager
 async def target(volume: str) -> AsyncIterator[Path]:
-    """A target path of a pod that the cluster knows nothing of; its directories are removed afterwards."""
+    """A target path of a pod that the cluster knows nothing of; its directories are removed afterwards.
+
+    Not made here: kubelet removes such directories within two seconds, unless something is mounted there.
+    """
     path = KUBELET / "pods" / str(uuid.uuid4()) / "volumes" / "kubernetes.io~csi" / volume / "mount"
-    path.parent.mkdir(parents=True)
     try:
         yield path
     finally:

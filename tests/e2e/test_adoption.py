@@ -47,7 +47,7 @@ async def _before(case: Case, volume: str, target: Path) -> AsyncIterator[str]:
     await case.cluster.apply(pod)
     try:
         await until(lambda: _is_mounted(case, volume), what="its client")
-        target.mkdir()
+        target.mkdir(parents=True)
         await run("mount", "--bind", f"/var/lib/juicefs/volume/{volume}-abcdef", str(target))
         yield name
     finally:

@@ -50,9 +50,11 @@ async def test_without_api_server(case: Case) -> None:
         kubelet.secrets = case.secrets()
         async with machine.stopped(case.cluster, "kube-apiserver"):
             end = time.monotonic() + AWAY
+            cold.parent.mkdir(parents=True)
             with pytest.raises(GRPCError, match="API server"):
                 await kubelet.publish("cold", cold, context=context)
             while time.monotonic() < end:
+                warm.parent.mkdir(parents=True, exist_ok=True)
                 await kubelet.publish(volume, warm, context=context)
                 assert len(await case.cluster.mounts(str(warm))) == 1
                 await kubelet.unpublish(volume, warm)
