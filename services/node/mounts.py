@@ -233,6 +233,7 @@ class Mounts:
 
     def report(self) -> list[MountReport]:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
+        self._adopt()
         recent = time.time() - _PREPARED
         for name in self.names():
             if self._prepared.get(name, 0.0) < recent:
