@@ -74,7 +74,7 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
             planner=planner,
             index=index,
             maker=PodMaker(api, namespace=namespace, index=index, layout=duties.layout),
-            notices=Notices(recorder),
+            notices=Notices(api, recorder),
         )
         lease = Lease(api, name=LEASE, namespace=namespace, identity=duties.identity or socket.gethostname())
         async with asyncio.TaskGroup() as tasks:

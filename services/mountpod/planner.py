@@ -17,6 +17,7 @@ from shared.objects import Claim, PersistentVolume
 from shared.pod_patch import Claim as PatchedClaim
 from shared.pod_patch import Configuration, apply
 from shared.pod_settings import PodSettings
+from shared.recorder import Reference
 from shared.settings import ClientSettings, parse, unique_id
 
 
@@ -28,6 +29,7 @@ class Plan:
     pod: PodSettings
     filesystem: Filesystem
     owner: Owner
+    claim: Reference | None = None
 
 
 class Volumes:
@@ -157,7 +159,16 @@ def _plan(settings: ClientSettings, pod: PodSettings, *, filesystem: Filesystem,
         options["cache-dir"] = path
     owner = Owner(api_version="v1", kind="PersistentVolume", name=volume.metadata.name, uid=volume.metadata.uid)
     settings = replace(settings, options=tuple(sorted(options.items())), pod=pod.digest)
-    return Plan(settings=settings, pod=pod, filesystem=filesystem, owner=owner)
+    return Plan(settings=settings, pod=pod, filesystem=filesystem, owner=owner, claim=_reference(volume))
+
+
+def _reference(volume: PersistentVolume) -> Reference | None:
+    claim = volume.spec.claim_ref
+    if claim is None:
+        return None
+    return Reference(
+        kind="PersistentVolumeClaim", api_version="v1", name=claim.name, namespace=claim.namespace, uid=claim.uid
+    )
 
 
 def _reader(volume: PersistentVolume) -> tuple[str, ...]:
