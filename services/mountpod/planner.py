@@ -94,7 +94,10 @@ class Planner:
         volumes: Volumes,
         defaults: PodSettings,
         node_labels: Callable[[str], Mapping[str, str]],
+        namespace: str,
     ) -> None:
+        """`namespace` is that of the mount pods, and so of the claims that they cache in."""
+        self._namespace = namespace
         self._api = api
         self.volumes = volumes
         self._defaults = defaults
@@ -127,7 +130,18 @@ class Planner:
             claim_annotations=claim.metadata.annotations if claim else {},
             defaults=self._defaults,
         )
-        return _plan(settings, apply(pod, patch), filesystem=filesystem, volume=volume)
+        plan = _plan(settings, apply(pod, patch), filesystem=filesystem, volume=volume)
+        for cache in plan.pod.caches:
+            await self._require_claim(cache.source.get("persistentVolumeClaim", {}).get("claimName", ""))
+        return plan
+
+    async def _require_claim(self, name: str) -> None:
+        """A pod whose claim is missing would wait for ever, and nobody would say why."""
+        try:
+            if name:
+                await self._api.get(CLAIMS, name, namespace=self._namespace)
+        except NotFound:
+            raise NotReady(f"the claim {self._namespace}/{name}, which is to be the cache, does not exist") from None
 
     async def _secret(self, name: str, namespace: str, *, of: str) -> dict[str, str]:
         try:
