@@ -1,13 +1,15 @@
 """One case: a namespace, a file system, and what a user makes there."""
 
-import asyncio
 import json
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from shared.kubernetes import CLAIMS, EVENTS, PERSISTENT_VOLUMES, PODS, SECRETS
-from tests.e2e import objects
+from tests.e2e import objects, writer
 from tests.e2e.cluster import DEPLOYMENTS, SYSTEM, Cluster, is_ready, kubectl, references, until
 from tests.e2e.objects import Object
 
@@ -24,8 +26,16 @@ class Case:
 
     # ---- what a user writes
 
-    async def secret(self, name: str = "secret", **changes: str | None) -> None:
-        await self.cluster.apply(objects.secret(name, self.namespace, database=self.database, **changes))
+    async def secret(self, called: str = "secret", **changes: str | None) -> None:
+        await self.cluster.apply(objects.secret(called, self.namespace, database=self.database, **changes))
+
+    def secrets(self) -> dict[str, str]:
+        """What kubelet would send along."""
+        made = objects.secret("secret", self.namespace, database=self.database)
+        return {key: b64decode(value).decode() for key, value in made["data"].items()}
+
+    async def remove_secret(self, called: str = "secret") -> None:
+        await self.cluster.api.delete(SECRETS, called, namespace=self.namespace)
 
     async def storage_class(self, parameters: Mapping[str, str] | None = None, **rest: Any) -> str:
         """A StorageClass of this case's Secret, both made now."""
@@ -37,8 +47,7 @@ class Case:
 
     async def claim(self, name: str = "data", *, size: str = "1Gi", **spec: Any) -> str:
         """A bound claim of this case's StorageClass; answers the volume's handle."""
-        storage_class = spec.pop("storage_class", self.namespace)
-        await self.cluster.apply(objects.claim(name, self.namespace, storage_class=storage_class, size=size, **spec))
+        await self.pending_claim(name, size=size, **spec)
         return await self.bound(name)
 
     async def dynamic(self, parameters: Mapping[str, str] | None = None, **rest: Any) -> str:
@@ -70,9 +79,38 @@ class Case:
     async def deployment(self, name: str = "app", *, replicas: int = 1, **rest: Any) -> None:
         """Waits until all of its pods are ready."""
         claims, command = rest.pop("claims", {"data": "data"}), rest.pop("command", objects.SLEEP)
+        within = rest.pop("within", 60.0)
         spec = objects.pod_spec(claims, command, **rest)
         await self.cluster.apply(objects.deployment(name, self.namespace, spec, replicas=replicas))
-        await self.ready(name, count=replicas)
+        await self.ready(name, count=replicas, within=within)
+
+    async def pods_of(self, claims: Sequence[str]) -> None:
+        """One pod for each, all at once; they need not be ready yet."""
+        made = [
+            objects.pod(f"app-{number}", self.namespace, objects.pod_spec({"data": claim}, objects.SLEEP))
+            for number, claim in enumerate(claims)
+        ]
+        await self.cluster.apply(*made)
+
+    async def all_ready(self, count: int, *, within: float) -> None:
+        """So many pods of any name are."""
+
+        async def answer() -> bool:
+            pods = await self.cluster.pods(namespace=self.namespace)
+            waiting = [pod["metadata"]["name"] for pod in pods if not is_ready(pod)]
+            assert not waiting, waiting
+            return len(pods) == count
+
+        await until(answer, within=within, what=f"{count} ready pods")
+
+    async def starting(self, count: int) -> None:
+        """So many pods became ready, while the others don't have their volume yet."""
+
+        async def answer() -> bool:
+            pods = await self.cluster.pods(namespace=self.namespace)
+            return len([pod for pod in pods if is_ready(pod)]) >= count
+
+        await until(answer, within=120, what=f"{count} pods started")
 
     async def scale(self, replicas: int, name: str = "app") -> None:
         """Waits until the others are gone."""
@@ -82,6 +120,14 @@ class Case:
     async def delete(self, name: str = "app") -> None:
         """A pod; waits until it is gone, so unpublished."""
         await kubectl("delete", "pod", name, "--namespace", self.namespace, "--wait", "--timeout=60s")
+
+    async def pending_claim(self, name: str = "data", **spec: Any) -> None:
+        """A claim that needs not be bound."""
+        spec.setdefault("storage_class", self.namespace)
+        await self.cluster.apply(objects.claim(name, self.namespace, **spec))
+
+    async def delete_claim(self, name: str) -> None:
+        await kubectl("delete", "pvc", name, "--namespace", self.namespace, "--timeout=60s")
 
     async def grow(self, claim: str, size: str) -> None:
         body = {"spec": {"resources": {"requests": {"storage": size}}}}
@@ -121,6 +167,26 @@ class Case:
     async def write(self, path: str, text: str, pod: str = "app") -> None:
         await self.exec("sh", "-c", 'printf %s "$1" >"$0"', path, text, pod=pod)
 
+    async def df(self, pod: str = "app") -> str:
+        return (await self.exec("df", "-h", "--output=size", "/data", pod=pod)).split()[-1]
+
+    async def volume_object(self, claim: str = "data") -> Object:
+        found = await self.cluster.api.get(CLAIMS, claim, namespace=self.namespace)
+        return await self.cluster.api.get(PERSISTENT_VOLUMES, found["spec"]["volumeName"])
+
+    async def released(self, name: str) -> None:
+        async def answer() -> bool:
+            found = await self.cluster.api.get(PERSISTENT_VOLUMES, name)
+            return bool(found["status"]["phase"] == "Released")
+
+        await until(answer, what=f"{name} is released")
+
+    async def mount_path(self, volume: str) -> str:
+        """The mount point of the volume's only client."""
+        points = {entry.mount_point for entry in await self.cluster.mounts(f"/volume/{volume}-")}
+        assert len(points) == 1, points
+        return points.pop()
+
     async def described(self, kind: str, name: str, *words: str, within: float = 60.0) -> None:
         """`kubectl describe` shows all of these words."""
 
@@ -149,14 +215,14 @@ class Case:
         return await until(answer, within=30, what=f"{count} references on the mount pod of {volume}")
 
     async def unused(self, volume: str, *, within: float = 60.0) -> None:
-        """No mount pod of the volume, no mount of it, nor its Secret are there any more."""
+        """No mount pod of the volume nor a mount of it is there any more. Its Secret goes with the PersistentVolume."""
 
         async def answer() -> bool:
             assert not await self.cluster.mount_pods(volume), "a mount pod"
             assert not await self.cluster.mounts(volume), "a mount"
-            return await self.cluster.is_gone(SECRETS, f"juicefs-{volume}-secret", namespace=SYSTEM)
+            return True
 
-        await until(answer, within=within, what=f"nothing left of {volume}")
+        await until(answer, within=within, what=f"nothing uses {volume}")
 
     async def tree(self) -> dict[str, int]:
         """What is in the file system, from its metadata engine: each path with its length."""
@@ -182,6 +248,33 @@ class Case:
 
         await until(answer, within=within, what=f"{paths} in the file system, without {without}")
 
+    async def writer(self, kind: str, name: str = "app", **rest: Any) -> None:
+        """A pod that runs `tests.e2e.writer` on the volume."""
+        source = Path(writer.__file__).read_text()
+        await self.running(name, ("python3", "-c", source, kind, "/data"), **rest)
+        await until(lambda: self.rounds(name), what="the writer writes")
+
+    async def rounds(self, name: str = "app") -> dict[str, Any]:
+        """The report of a writer, so far; empty before its first round."""
+        try:
+            text = await self.exec("cat", "/tmp/report", pod=name)
+        except AssertionError:
+            return {}
+        report: dict[str, Any] = json.loads(text)
+        return report
+
+    async def more(self, count: int = 3, name: str = "app", *, within: float = 60.0) -> dict[str, Any]:
+        """The writer's report when it has done so many more rounds, none of which failed."""
+        before = (await self.rounds(name))["rounds"]
+
+        async def advanced() -> dict[str, Any] | None:
+            report = await self.rounds(name)
+            return report if report.get("rounds", 0) >= before + count else None
+
+        report = await until(advanced, within=within, what=f"{count} more rounds of the writer")
+        assert report["errors"] == []
+        return report
+
     # ---- the end
 
     async def close(self) -> None:
@@ -192,9 +285,10 @@ class Case:
         await kubectl("delete", "pvc", "--all", *where, deadline=100)
         await until(self._released, within=60, what="volumes of deleted claims gone")
         await kubectl("delete", "storageclass,pv", "--selector", f"case={self.namespace}", "--timeout=60s")
-        async with asyncio.TaskGroup() as tasks:
-            for volume in handles:
-                tasks.create_task(self.unused(volume, within=90))
+        for volume in handles:
+            await self.unused(volume)
+            secret = f"juicefs-{volume}-secret"
+            await until(partial(self.cluster.is_gone, SECRETS, secret, namespace=SYSTEM), what=f"{secret} is gone")
         await kubectl("delete", "namespace", self.namespace, "--timeout=60s", "--wait=false")
 
     async def events(self) -> list[Object]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
-from shared.errors import NotFound
-from shared.kubernetes import PODS, Kind, Kubernetes
+from shared.errors import DriverError, NotFound
+from shared.kubernetes import NODES, PODS, Kind, Kubernetes
 from shared.mounttable import MountEntry, MountTable
 from tests.e2e.objects import Object
 
@@ -19,7 +19,6 @@ T = TypeVar("T")
 
 SYSTEM = "kube-system"
 DEPLOYMENTS = Kind(path="/apis/apps/v1", plural="deployments", is_namespaced=True)
-NAMESPACES = Kind(path="/api/v1", plural="namespaces")
 TABLE = MountTable()
 
 
@@ -116,6 +115,14 @@ class Cluster:
         except NotFound:
             return True
         return False
+
+    async def answers(self) -> bool:
+        """The API server does."""
+        try:
+            await self.api.list(NODES)
+        except DriverError:
+            return False
+        return True
 
     async def mounts(self, having: str = "") -> list[MountEntry]:
         """JuiceFS mounts of this machine, or of all, whose mount point has this text in it."""

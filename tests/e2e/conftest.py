@@ -32,8 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """So that the fixture knows whether there is something to explain."""
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The report has the case's figures; the fixture knows whether there is something to explain."""
+    if call.when == "call" and isinstance(case := item.funcargs.get("case"), Case):
+        item.user_properties += [("figure", figure) for figure in case.figures]
     report = yield
     item.stash.setdefault(FAILED, []).extend([report.when] * report.failed)
     return report
@@ -66,8 +70,6 @@ async def case(cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterato
     await kubectl("create", "namespace", case.namespace)
     started = time.time()
     yield case
-    for figure in case.figures:
-        request.node.user_properties.append(("figure", figure))
     if request.node.stash.get(FAILED, []):
         print(await diagnose(case, since=started))
     await case.close()

@@ -12,6 +12,7 @@ _SYSTEM = ("--namespace", SYSTEM)
 async def diagnose(case: Case, *, since: float) -> str:
     seconds = f"{int(time.time() - since) + 1}s"
     mine = ("--namespace", case.namespace)
+    tap = ("juicefs-csi-tap", "--no-follow")
     commands = [
         ("get", "pods,pvc,events", *mine, "--output", "wide"),
         ("describe", "pods,pvc", *mine),
@@ -22,17 +23,7 @@ async def diagnose(case: Case, *, since: float) -> str:
         commands += [
             ("describe", "pods", *_SYSTEM, *selector),
             ("logs", *_SYSTEM, *selector, "--all-containers", "--tail=40"),
-            (
-                "exec",
-                *_SYSTEM,
-                "deployment/juicefs-csi-tap",
-                "--",
-                "juicefs-csi-tap",
-                "--since",
-                seconds,
-                "--volume",
-                volume,
-            ),
+            ("exec", *_SYSTEM, "deployment/juicefs-csi-tap", "--", *tap, "--since", seconds, "--volume", volume),
         ]
     commands += [("logs", *_SYSTEM, service, "--all-pods", f"--since={seconds}", "--tail=60") for service in _SERVICES]
     parts = [f"--- kubectl {' '.join(command)}\n{await kubectl(*command, check=False)}" for command in commands]

@@ -1,5 +1,6 @@
 """The objects that users write, as plain JSON: pure functions."""
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ def metadata(name: str, namespace: str = "", **rest: Any) -> Object:
     return {"name": name, **({"namespace": namespace} if namespace else {}), **rest}
 
 
-def secret(name: str, namespace: str, *, database: int, **changes: str | None) -> Object:
+def secret(called: str, namespace: str, *, database: int, **changes: str | None) -> Object:
     """A file system in two databases of the suite's Redis; a change to None takes the key away."""
     keys: dict[str, str | None] = {
         "name": namespace,
@@ -30,8 +31,8 @@ def secret(name: str, namespace: str, *, database: int, **changes: str | None) -
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": metadata(name, namespace),
-        "stringData": {key: value for key, value in keys.items() if value is not None},
+        "metadata": metadata(called, namespace),
+        "data": {key: b64encode(value.encode()).decode() for key, value in keys.items() if value is not None},
     }
 
 
@@ -102,7 +103,8 @@ def volume(name: str, *, secret: tuple[str, str], attributes: Mapping[str, str],
 
 def pod_spec(claims: Mapping[str, str], command: Sequence[str], **rest: Any) -> Object:
     """A pod with each claim at /<its name in the pod>."""
-    propagation = rest.pop("propagation", "HostToContainer")
+    mount = {"mountPropagation": rest.pop("propagation", "HostToContainer")}
+    mount |= {"subPath": rest.pop("subpath")} if "subpath" in rest else {}
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -113,9 +115,7 @@ def pod_spec(claims: Mapping[str, str], command: Sequence[str], **rest: Any) -> 
                 "image": IMAGE,
                 "imagePullPolicy": "IfNotPresent",
                 "command": list(command),
-                "volumeMounts": [
-                    {"name": path, "mountPath": f"/{path}", "mountPropagation": propagation} for path in claims
-                ],
+                "volumeMounts": [{"name": path, "mountPath": f"/{path}", **mount} for path in claims],
             }
         ],
         "volumes": [
