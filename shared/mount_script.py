@@ -11,7 +11,7 @@ trap 'exit 143' TERM
 flock -w 900 9 &
 wait $! || { echo 'the client before this one has not ended'; exit 75; }
 trap - TERM
-: >/run/serving
+echo $$ >/run/serving
 if [ -n "$CSI_FORMAT" ] && [ ! -e /tmp/formatted ]; then
     (set -f; IFS='
 '; exec /usr/local/bin/juicefs $CSI_FORMAT) || exit
@@ -58,8 +58,9 @@ until [ -e /tmp/resume ]; do
     sleep 0.1
 done
 rm -f /tmp/leaving
-for supervisor in $(cat /proc/1/task/1/children); do
-    kill -HUP $(cat /proc/$supervisor/task/*/children)
+main=$(cat /run/serving)
+for supervisor in $(cat "/proc/$main/task/$main/children"); do
+    kill -HUP $(cat "/proc/$supervisor/task/"*/children)
 done
-while [ -n "$(cat /proc/1/task/1/children)" ]; do sleep 0.05; done
+while [ -n "$(cat "/proc/$main/task/$main/children" 2>/dev/null)" ]; do sleep 0.05; done
 """

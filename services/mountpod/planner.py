@@ -16,7 +16,7 @@ from shared.manifests import Owner
 from shared.objects import Claim, PersistentVolume
 from shared.pod_patch import Claim as PatchedClaim
 from shared.pod_patch import Configuration, apply
-from shared.pod_settings import PodSettings
+from shared.pod_settings import PodSettings, buffer_size
 from shared.recorder import Reference
 from shared.settings import ClientSettings, parse, unique_id
 
@@ -165,12 +165,14 @@ class Planner:
 
 
 def _plan(settings: ClientSettings, pod: PodSettings, *, filesystem: Filesystem, volume: PersistentVolume) -> Plan:
-    """Cache directories are an option of the client and volumes of its pod: the one follows from the other."""
+    """What is an option of the client and a part of its pod: the one follows from the other."""
     options = dict(settings.options)
     option = options.pop("cache-dir", "")
     pod = pod.with_cache_directories(option)
     if path := pod.cache_option(option):
         options["cache-dir"] = path
+    if size := buffer_size(options.pop("buffer-size", ""), pod.resources):
+        options["buffer-size"] = size
     owner = Owner(api_version="v1", kind="PersistentVolume", name=volume.metadata.name, uid=volume.metadata.uid)
     settings = replace(settings, options=tuple(sorted(options.items())), pod=pod.digest)
     return Plan(settings=settings, pod=pod, filesystem=filesystem, owner=owner, claim=_reference(volume))
