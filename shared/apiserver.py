@@ -207,8 +207,12 @@ def _away(error: Exception, *, within: float) -> NotReady:
         words = f"silent for {within:g} s"
     elif isinstance(error, aiohttp.ClientConnectorCertificateError):
         words = "its certificate is not trusted"
+    elif isinstance(error, aiohttp.ClientConnectorDNSError):
+        words = "its name is not known"
     elif isinstance(code, int) and code > 0:
         words = os.strerror(code).lower()
+    elif isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        words = "connection lost"
     else:
         words = type(error).__name__
     return NotReady(f"the API server is away ({words})")

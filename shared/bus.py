@@ -65,6 +65,11 @@ class Bus:
         return self._connection.client is not None
 
     @property
+    def cause(self) -> str:
+        """Why NATS is away."""
+        return self._connection.cause
+
+    @property
     def unsent(self) -> int:
         """Events that NATS has not confirmed yet."""
         return len(self._outbox)
@@ -259,7 +264,8 @@ def _to_headers(error: DriverError) -> dict[str, str]:
     """A header is one line of text, so what is more is percent-encoded."""
     text = quote(str(error)[:4096], safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~", errors="replace")
     reason = {"Juicefs-Reason": error.reason} if isinstance(error, CommandFailed) else {}
-    return {"Juicefs-Error": type(error).__name__, "Juicefs-Message": text, **reason}
+    word = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in BY_NAME)
+    return {"Juicefs-Error": word, "Juicefs-Message": text, **reason}
 
 
 def _from_headers(headers: Mapping[str, str]) -> DriverError | None:

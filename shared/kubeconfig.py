@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 
 from shared.errors import InvalidRequest
 
+_PAUSE: Final = 5.0  # seconds at least between two looks, which may start a program
+
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -54,6 +56,7 @@ class Access:
         self._kubeconfig = kubeconfig
         self._configuration = Configuration()
         self._renewing = asyncio.Lock()
+        self._renewed_at = -_PAUSE
         self.tls = ssl.create_default_context()
 
     @classmethod
@@ -91,8 +94,10 @@ class Access:
 
     async def renew(self, refused: str) -> bool:
         """Look again after the API server has refused this token; True if there is another one now."""
+        clock = asyncio.get_running_loop().time
         async with self._renewing:
-            if await self.authorization() == refused:
+            if await self.authorization() == refused and clock() >= self._renewed_at + _PAUSE:
+                self._renewed_at = clock()
                 try:
                     await self._load()
                 except InvalidRequest:

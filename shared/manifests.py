@@ -15,6 +15,7 @@ from shared.domain import digest, letters
 from shared.filesystem import Filesystem
 from shared.juicefs import Juicefs
 from shared.layout import Layout
+from shared.mount_script import LEAVE, SCRIPT
 from shared.pod_patch import fill
 from shared.pod_settings import PodSettings
 from shared.settings import ClientSettings, unique_id
@@ -30,57 +31,6 @@ _METRICS_PORT: Final = 9567
 _HOST: Final = "/jfs"
 _NAME_LENGTH: Final = 63
 _KEY_LENGTH: Final = 63
-
-# The client of a container: one lock for its life, the hand-over of a client before it, and a loop, since kubelet's
-# own restarts are backed off by minutes. It ends when its mount is gone, or never came.
-SCRIPT: Final = r"""
-set -mu
-exec 9>>/tmp/alive
-trap 'exit 143' TERM
-flock -w 900 9 &
-wait $! || { echo 'the client before this one has not ended'; exit 75; }
-trap - TERM
-: >/run/serving
-if [ -n "$CSI_FORMAT" ] && [ ! -e /tmp/formatted ]; then
-    (set -f; IFS='
-'; exec /usr/local/bin/juicefs $CSI_FORMAT) || exit
-    : >/tmp/formatted
-fi
-while :; do
-    if [ -e /tmp/resume ]; then
-        { read -r _JFS_META_SID; read -r _FUSE_STATE_PATH; } </tmp/resume
-        rm -f /tmp/resume
-        export _JFS_META_SID _FUSE_STATE_PATH
-    fi
-    began=$(date +%s)
-    "$@" &
-    client=$!
-    wait "$client"
-    code=$?
-    unset _JFS_META_SID _FUSE_STATE_PATH
-    kill -KILL -- "-$client" 2>/dev/null
-    [ "$code" -ne 0 ] || exit 0
-    grep -qF " $CSI_MOUNT_POINT " /proc/self/mountinfo || exit "$code"
-    [ $(($(date +%s) - began)) -ge 2 ] || sleep 0.5
-done
-"""
-# Before the pod ends: the client saves what is open, and the next one, which waits for the lock, goes on with it. The
-# node says by /tmp/resume that it holds the descriptor; without that the client would only start itself anew.
-LEAVE: Final = r"""
-[ -e /run/serving ] || exit 0
-: >/tmp/leaving
-tries=0
-until [ -e /tmp/resume ]; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 80 ] || exit 0
-    sleep 0.1
-done
-rm -f /tmp/leaving
-for supervisor in $(cat /proc/1/task/1/children); do
-    kill -HUP $(cat /proc/$supervisor/task/*/children)
-done
-while [ -n "$(cat /proc/1/task/1/children)" ]; do sleep 0.05; done
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +149,7 @@ class MountPod:
             "JFS_FOREGROUND": "1",
             "JFS_SUPER_COMM": "/tmp/comm.sock",  # noqa: S108 - as above
             "CSI_MOUNT_POINT": self.point,
+            "CSI_CLEAN": "\n".join(self._host_caches()) if self.client.clean_cache else "",
             **({} if self.is_new else {"CSI_FORMAT": ""}),
         }
         of_secret = ("CSI_META_URL", "CSI_FORMAT") if self.is_new else ("CSI_META_URL",)
@@ -206,6 +157,10 @@ class MountPod:
             *({"name": key, "value": value} for key, value in plain.items()),
             *({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key in of_secret),
         ]
+
+    def _host_caches(self) -> list[str]:
+        """Only these outlive the pod (behaviour.md 4.12)."""
+        return [cache.path for cache in self.pod.caches if "hostPath" in cache.source]
 
     def _options(self, patch: Mapping[str, Any]) -> str:
         metrics = "0.0.0.0:0" if patch.get("hostNetwork") else f"0.0.0.0:{_METRICS_PORT}"

@@ -25,6 +25,7 @@ _MS_RDONLY: Final = 0x1
 _MS_NOSUID: Final = 0x2
 _MS_NODEV: Final = 0x4
 _MS_NOEXEC: Final = 0x8
+_MS_PRIVATE: Final = 0x40000
 _MNT_DETACH: Final = 0x2
 _UMOUNT_NOFOLLOW: Final = 0x8
 _SYS_OPEN_TREE: Final = 428
@@ -118,12 +119,14 @@ def bind(source: MountEntry, target: int, *, read_only: bool) -> None:
         _move(tree, target)
 
 
-def replace(dead: MountEntry, living: MountEntry) -> None:
+def replace(dead: MountEntry, living: MountEntry, *, is_copied: bool = False) -> None:
     """Put `living` in the place of the mount `dead`, the top one at its mount point; never bare in between.
 
     The new mount slides beneath the old one, which is then taken off (Linux 6.5); where the kernel can't do that, the
-    old one is taken off first. A bind of something inside the file system stays one of that: it is looked up, so this
-    may wait for the client, and never through a symlink, since what is inside belongs to a tenant.
+    old one is taken off first. With `is_copied`, copies of the old one are in other mount namespaces, which only see
+    what is mounted on it: so it stays, and the new one lies above it. A bind of something inside the file system stays
+    one of that: it is looked up, so this may wait for the client, and never through a symlink, since what is inside
+    belongs to a tenant.
 
     Raises:
         InvalidRequest: what was bound is not there any more, as it was.
@@ -134,6 +137,10 @@ def replace(dead: MountEntry, living: MountEntry) -> None:
         _inside(root, inner) as source,
         _clone(source, read_only=dead.is_read_only) as tree,
     ):
+        if is_copied:
+            with _open_path(dead.mount_point) as top:
+                _move(tree, top)
+            return
         try:
             with _open_path(dead.mount_point) as top:
                 _move(tree, top, flags=_MOVE_BENEATH)
@@ -159,13 +166,15 @@ def _inside(root: int, inner: str) -> Iterator[int]:
 
 @contextmanager
 def _clone(source: int, *, read_only: bool) -> Iterator[int]:
-    """A detached bind of what is open at `source`, as a descriptor; read-only from its first moment (Linux 5.12)."""
+    """A detached bind of what is open at `source`, as a descriptor; read-only from its first moment (Linux 5.12).
+
+    It is no peer of its source: what is mounted on one target is not to appear on another, which may be read-only.
+    """
     flags = ctypes.c_uint(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH)
     tree = _syscall(_SYS_OPEN_TREE, source, b"", flags)
     try:
-        if read_only:
-            attributes = struct.pack("QQQQ", _MS_RDONLY, 0, 0, 0)
-            _syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes)))
+        attributes = struct.pack("QQQQ", _MS_RDONLY if read_only else 0, 0, _MS_PRIVATE, 0)
+        _syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes)))
         yield tree
     finally:
         os.close(tree)

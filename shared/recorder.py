@@ -74,6 +74,7 @@ class Recorder:
         self._said: OrderedDict[_Words, _Said] = OrderedDict()
         self._something = asyncio.Event()
         self._is_full = False
+        self._is_away = False
 
     def say(self, about: Reference, *, reason: str, message: str, is_warning: bool = False) -> None:
         """`reason` is one CamelCase word; the same about the same object, again, only counts."""
@@ -109,8 +110,11 @@ class Recorder:
             words, waiting = self._waiting.popitem(last=False)
             try:
                 await self._send(words, waiting)
-            except NotReady:
+            except NotReady as error:
                 self._keep(words, waiting)
+                if not self._is_away:
+                    self._is_away = True
+                    _log.warning("events wait", error=str(error))
                 return False
             except DriverError as error:
                 self.dropped += 1
@@ -122,7 +126,7 @@ class Recorder:
                 self._keep(words, waiting)
                 raise
         self._something.clear()
-        self._is_full = False
+        self._is_full = self._is_away = False
         return True
 
     async def _send(self, words: _Words, waiting: _Waiting) -> None:

@@ -44,6 +44,7 @@ class Provisioner:
         self._disposal = Disposal(store)
         self._metrics = metrics
         self._begun: dict[str, Plan] = {}
+        self._made: set[str] = set()  # PersistentVolumes that the watch does not show yet
         self._list = Worklist(self._look, name="claims to provision", workers=workers)
         cluster.listen(claim=self._claim_changed, volume=self._volume_changed, storage_class=self._class_changed)
 
@@ -58,6 +59,8 @@ class Provisioner:
 
     def _volume_changed(self, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         """A claim whose volume vanished before it was bound gets another."""
+        if volume := new or old:
+            self._made.discard(volume.metadata.name)
         reference = old.spec.claim_ref if old and not new else None
         claim = self._cluster.claims.objects.get(f"{reference.namespace}/{reference.name}") if reference else None
         if claim and self._is_asked(claim):
@@ -75,8 +78,9 @@ class Provisioner:
 
     def _has_volume(self, claim: Claim) -> bool:
         """It is only to be bound."""
-        volume = self._cluster.volumes.objects.get(provisioning.volume_name(claim))
-        return bool(volume and _is_for(claim, volume, driver=self._cluster.driver))
+        name = provisioning.volume_name(claim)
+        volume = self._cluster.volumes.objects.get(name)
+        return name in self._made or bool(volume and _is_for(claim, volume, driver=self._cluster.driver))
 
     async def _look(self, key: str) -> None:
         claim, begun = self._cluster.claims.objects.get(key), self._begun.get(key)
@@ -108,6 +112,8 @@ class Provisioner:
         self._begun[key] = plan
         capacity = await self._make(plan, fs)
         self._begun.pop(key, None)
+        if plan.name not in self._cluster.volumes.objects:
+            self._made.add(plan.name)
         self._say(VolumeCreated(capacity_bytes=capacity), volume_id=plan.name)
         self._cluster.tell(claim, "ProvisioningSucceeded", f"made volume {plan.name} in directory {plan.path}")
         _log.info("claim provisioned", path=str(plan.path), capacity=capacity)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 from services.controller.gateway import Gateways
@@ -31,6 +32,8 @@ _S = TypeVar("_S")
 _FORMAT_SECONDS: Final = 20.0
 _QUOTA_SECONDS: Final = 20.0
 _TRIES: Final = 5
+_COMMANDS: Final = 8
+"""At once in one file system: each takes 75 MiB, and a burst of claims is no reason to take them all."""
 # A directory that the earlier driver made, which kept no records (behaviour.md 1.5, but the whole name).
 _EARLIER = re.compile(r"pvc-\w{8}(-\w{4}){3}-\w{12}", re.ASCII)
 
@@ -49,6 +52,7 @@ class Volumes:
         self._records: defaultdict[str, Records] = defaultdict(Records)
         self._formats: dict[str, asyncio.Task[None]] = {}
         self._claims: set[tuple[str, str]] = set()
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, _COMMANDS))
 
     async def create(self, fs: Filesystem, volume_id: str, *, path: Subpath, required: int, limit: int) -> Record:
         """The volume is there: its directory at `path`, its quota as the file system itself says. Sizes in bytes.
@@ -186,10 +190,12 @@ class Volumes:
         return record
 
     async def _quota(self, fs: Filesystem, path: Subpath) -> Quota:
-        return Quota.parse(await run(self._juicefs.quota_get(fs, path), timeout=_QUOTA_SECONDS))
+        async with self._turns[fs.credentials]:
+            return Quota.parse(await run(self._juicefs.quota_get(fs, path), timeout=_QUOTA_SECONDS))
 
     async def _set_quota(self, fs: Filesystem, path: Subpath, capacity: int) -> None:
-        await run(self._juicefs.quota_set(fs, path, gib=capacity // GIB), timeout=_QUOTA_SECONDS)
+        async with self._turns[fs.credentials]:
+            await run(self._juicefs.quota_set(fs, path, gib=capacity // GIB), timeout=_QUOTA_SECONDS)
 
     async def _ensure_formatted(self, fs: Filesystem) -> None:
         """Once for these credentials in this program's life; callers at the same time share one run."""

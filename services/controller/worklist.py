@@ -57,11 +57,14 @@ class Worklist:
     async def run(self) -> None:
         """Until cancelled, which ends what is being looked at."""
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._start()
-                await asyncio.get_running_loop().create_future()
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                try:
+                    self._start()
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    self._tasks = None  # so that nothing is begun while the others end
         finally:
-            self._tasks = None
             for timer in self._timers.values():
                 timer.cancel()
             self._timers.clear()

@@ -81,7 +81,7 @@ async def _connected(url: str) -> AsyncIterator[Bus]:
         deadline = time.monotonic() + _CONNECT_TIMEOUT
         while not bus.is_connected:
             if time.monotonic() > deadline:
-                raise NotReady("NATS is away: see --nats, and that nats-server runs")
+                raise NotReady(f"NATS is away ({bus.cause}): see --nats, and that nats-server runs")
             await asyncio.sleep(_STEP)
         yield bus
     finally:

@@ -20,6 +20,7 @@ from services.mountpod.pod_maker import PodMaker
 from shared.api.juicefs.v1 import ServiceStarted
 from shared.bus import Bus
 from shared.identity import DRIVER_NAME, VERSION
+from shared.kubeconfig import own_namespace
 from shared.kubernetes import Kubernetes
 from shared.layout import Layout
 from shared.lease import Lease
@@ -28,7 +29,7 @@ from shared.pod_settings import PodSettings
 from shared.recorder import Recorder
 
 LEASE: Final = "mountpod.juicefs.com"
-_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
 
 _log = structlog.get_logger()
 
@@ -51,11 +52,15 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
     Raises:
         NotReady: the Lease was lost. InvalidRequest: the configuration can't be understood at the start.
     """
-    namespace = duties.namespace or _namespace()
+    namespace = duties.namespace or own_namespace()
     async with Kubernetes.connect(kubeconfig=duties.kubeconfig) as api:
         fleet, superseded = Fleet(api), asyncio.Event()
         planner = Planner(
-            api, volumes=Volumes(api, driver=DRIVER_NAME), defaults=duties.defaults, node_labels=fleet.labels
+            api,
+            volumes=Volumes(api, driver=DRIVER_NAME),
+            defaults=duties.defaults,
+            node_labels=fleet.labels,
+            namespace=namespace,
         )
 
         def configure(configuration: Configuration) -> None:
@@ -73,7 +78,7 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
             planner=planner,
             index=index,
             maker=PodMaker(api, namespace=namespace, index=index, layout=duties.layout),
-            notices=Notices(recorder),
+            notices=Notices(api, recorder),
         )
         lease = Lease(api, name=LEASE, namespace=namespace, identity=duties.identity or socket.gethostname())
         async with asyncio.TaskGroup() as tasks:
@@ -103,10 +108,3 @@ async def _supersede(fleet: Fleet, superseded: asyncio.Event) -> None:
     while await superseded.wait():
         superseded.clear()
         fleet.supersede()
-
-
-def _namespace() -> str:
-    try:
-        return _NAMESPACE_FILE.read_text().strip()
-    except OSError:
-        return "kube-system"

@@ -2,15 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
+from shared.errors import InvalidRequest
 from shared.informer import Informer
 from shared.kubernetes import PODS, Kubernetes
-from shared.manifests import MOUNT, MOUNT_POD
+from shared.manifests import DELETE_DELAY, MOUNT, MOUNT_POD
 from shared.objects import Pod
-from shared.settings import is_mount_name
+from shared.settings import ClientSettings, is_mount_name, parse
 
 FINALIZER: Final = "juicefs.com/finalizer"
 """Of the earlier driver's mount pods."""
@@ -85,3 +87,13 @@ def _key(pod: Pod) -> tuple[str, str] | None:
     node = pod.spec.node_name
     mount = pod.metadata.annotations.get(MOUNT) or pod.metadata.name.removeprefix(f"{_NAME}{node}-")
     return (node, mount) if node and is_mount_name(mount) else None
+
+
+def settings_of(mount: str, pods: list[Pod]) -> ClientSettings:
+    """What is known of a client that somebody else planned: whose it is, and how long it stays without users."""
+    volume = mount.rpartition("-")[0]
+    for pod in pods:
+        with suppress(InvalidRequest):
+            context = {"juicefs/mount-delete-delay": pod.metadata.annotations.get(DELETE_DELAY, "")}
+            return parse(volume_id=volume, context=context, mount_options=(), credentials="")
+    return parse(volume_id=volume, context={}, mount_options=(), credentials="")

@@ -78,11 +78,11 @@ class PodMaker:
             body = {"metadata": {"annotations": annotations, "uid": pod.metadata.uid}}
             await self._api.patch(PODS, pod.metadata.name, body, namespace=self._namespace)
 
-    async def log(self, pod: Pod, *, container: str, previous: bool) -> str:
+    async def log(self, pod: Pod, *, container: str, previous: bool, lines: int = 20) -> str:
         """The client's last lines; empty if there are none."""
         try:
             return await self._api.log(
-                pod.metadata.name, namespace=self._namespace, container=container, previous=previous
+                pod.metadata.name, namespace=self._namespace, container=container, previous=previous, lines=lines
             )
         except DriverError as error:
             _log.debug("no log", pod=pod.metadata.name, cause=str(error))

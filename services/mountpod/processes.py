@@ -71,6 +71,8 @@ class Processes:
         if (client := self._clients.get(name)) is not None:
             await client.end()
 
+    def announce_end(self, name: str, seconds: float | None) -> None: ...
+
     def clients(self) -> Mapping[str, ClientSettings]:
         return {name: client.settings for name, client in self._clients.items()}
 

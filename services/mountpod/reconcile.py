@@ -79,12 +79,15 @@ class Reconcile:
     def _keep(self, name: str) -> None:
         if (closing := self._idle.pop(name, None)) is not None:
             closing.cancel()
+            self._runtime.announce_end(name, None)
 
     def _close_after(self, name: str, *, seconds: float) -> None:
         if self._tasks is None:
             return
         settings = self._runtime.clients().get(name)
         delay = max(seconds, settings.delete_delay if settings else 0.0)
+        if settings is not None and settings.delete_delay:
+            self._runtime.announce_end(name, delay)
         self._idle[name] = self._tasks.create_task(self._close(name, delay), name=f"close {name}")
 
     async def _close(self, name: str, delay: float) -> None:

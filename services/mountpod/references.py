@@ -1,9 +1,10 @@
-"""The targets of each mount, mirrored in annotations of its pod for people and tools; nothing here decides by them.
+"""What annotations of a mount's pod tell people and tools: its targets, when it will end; nothing here decides by them.
 
 Written behind, and together: a burst of publishes is one write.
 """
 
 import asyncio
+import re
 from typing import Final
 
 import structlog
@@ -13,9 +14,10 @@ from services.mountpod.pod_maker import PodMaker
 from services.mountpod.pod_state import verdict
 from shared.api.juicefs.v1 import Event, MountReport
 from shared.errors import DriverError
-from shared.manifests import reference, references
+from shared.manifests import CONTAINER, reference, references
 
 _BEHIND: Final = 1.0  # seconds
+_UUID: Final = re.compile(r'"UUID": "([0-9a-f-]{36})"')
 _OURS: Final = "/volumes/kubernetes.io~csi/"
 """Kubelet's own binds of ours (volume-subpaths) are references, but not ones that a tool looks for."""
 
@@ -30,6 +32,7 @@ class References:
         self._index = index
         self._maker = maker
         self._targets: dict[str, set[str]] = {}
+        self._extra: dict[str, dict[str, str | None]] = {}
         self._changed = asyncio.Event()
         self._names: set[str] = set()
 
@@ -39,6 +42,18 @@ class References:
 
     def targets(self, name: str) -> tuple[str, ...]:
         return tuple(sorted(self._targets.get(name, set())))
+
+    def set(self, name: str, key: str, value: str | None) -> None:
+        """Another annotation; None removes it."""
+        self._extra.setdefault(name, {})[key] = value
+        self._note(name)
+
+    async def note_uuid(self, name: str) -> None:
+        """Whose caches the client has, by its log: what cleans them is looked for by this."""
+        for pod in self._index.of(self._node, name):
+            text = await self._maker.log(pod, container=CONTAINER, previous=False, lines=200)
+            if found := _UUID.search(text):
+                self.set(name, "juicefs-uuid", found[1])
 
     def found(self, name: str, report: MountReport | None) -> None:
         """What the node reports is what there is."""
@@ -56,6 +71,7 @@ class References:
 
     def forget(self, name: str) -> None:
         self._targets.pop(name, None)
+        self._extra.pop(name, None)
 
     def _note(self, name: str) -> None:
         self._names.add(name)
@@ -83,5 +99,7 @@ class References:
             present = references(pod.metadata.annotations)
             changes: dict[str, str | None] = {reference(target): target for target in wanted - present}
             changes |= {reference(target): None for target in present - wanted}
+            extra = self._extra.get(name, {})
+            changes |= {key: value for key, value in extra.items() if pod.metadata.annotations.get(key) != value}
             if changes:
                 await self._maker.annotate(pod, changes)

@@ -41,6 +41,9 @@ class Runtime(Protocol):
     async def end(self, name: str) -> None:
         """The client's mount is gone on purpose: see to it that the client ends too, and leaves nothing."""
 
+    def announce_end(self, name: str, seconds: float | None) -> None:
+        """Its mount will be closed in so many seconds, unless somebody comes; None: somebody came."""
+
     def clients(self) -> Mapping[str, ClientSettings]:
         """What runs, is being started or is being ended, by mount name."""
 

@@ -84,8 +84,15 @@ async def assemble(program: app.App, *, layout: Layout, table: MountTable, probe
     bindings = Bindings(layout.targets, table.read())
     mounts = Mounts(layout=layout, table=table, bindings=bindings, probes=probes, say=bus.say, metrics=metrics)
     clients = Clients(layout=layout, table=table, mounts=mounts, probes=probes, bus=bus, node=options.node)
-    targets = Targets(table=table, mounts=mounts, bindings=bindings, clients=clients, probes=probes, metrics=metrics)
-    healer = Healer(table=table, mounts=mounts, targets=targets, grace=options.grace)
+    targets = Targets(
+        table=table,
+        mounts=mounts,
+        bindings=bindings,
+        clients=clients,
+        probes=probes,
+        metrics=metrics,
+    )
+    healer = Healer(table=table, mounts=mounts, targets=targets, grace=options.grace, are_copied=options.copied_targets)
     service = NodeService(
         node=options.node, pods=options.pod_directory, table=table, targets=targets, probes=probes, metrics=metrics
     )
@@ -130,6 +137,12 @@ def main() -> int:
         "--mount-root", default=str(Layout().mount_root), metavar="DIR", help="of clients (%(default)s)"
     )
     parser.add_argument("--run-directory", default=str(Layout().run), metavar="DIR", help="a tmpfs (%(default)s)")
+    parser.add_argument(
+        "--copied-targets",
+        action="store_true",
+        help="workloads have the targets in mount namespaces of their own, as containers do: a target that has to be "
+        "bound anew keeps the dead mount beneath the living one, since they see only what is mounted on it",
+    )
     parser.add_argument(
         "--grace",
         type=float,

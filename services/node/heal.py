@@ -24,14 +24,18 @@ PERIOD: Final = 5.0
 class Healer:
     """Looks at every mount after each change of the mount table, and every `PERIOD` seconds.
 
-    `grace` is how many seconds a dead client's calls wait for the next client before they fail.
+    `grace` is how many seconds a dead client's calls wait for the next client before they fail. With `are_copied`,
+    workloads have the targets in mount namespaces of their own.
     """
 
-    def __init__(self, *, table: MountTable, mounts: Mounts, targets: Targets, grace: float) -> None:
+    def __init__(
+        self, *, table: MountTable, mounts: Mounts, targets: Targets, grace: float, are_copied: bool = False
+    ) -> None:
         self._table = table
         self._mounts = mounts
         self._targets = targets
         self._grace = grace
+        self._are_copied = are_copied
         self._orphans: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -58,7 +62,7 @@ class Healer:
         for name, stray, present in list(self._mounts.strays()):
             try:
                 if name not in self._mounts.closing and await self._targets.answers(present):
-                    await self._targets.rebind(stray, present, mount=name)
+                    await self._targets.rebind(stray, present, mount=name, is_copied=self._are_copied)
             except (OSError, DriverError) as error:
                 log.warning("could not heal; the next round tries again", mount=name, error=str(error))
 

@@ -179,8 +179,12 @@ class Mounts:
         present = {points[entry.mount_point]: entry for entry in table if entry.mount_point in points}
         current = {entry.device for entry in present.values()}
         owners = {entry.device: name for entry in table if (name := self._bindings.name(entry.mount_point))}
+        points_of = {entry.mount_id: entry.mount_point for entry in table}
+        covered = {entry.parent_id for entry in table if points_of.get(entry.parent_id) == entry.mount_point}
         for bind in table:
             name = owners.get(bind.device, "")
+            if bind.mount_id in covered:
+                continue
             if bind.device not in current and bind.mount_point not in points and name in present:
                 yield name, bind, present[name]
 
@@ -229,6 +233,7 @@ class Mounts:
 
     def report(self) -> list[MountReport]:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
+        self._adopt()
         recent = time.time() - _PREPARED
         for name in self.names():
             if self._prepared.get(name, 0.0) < recent:

@@ -157,8 +157,10 @@ class Targets:
                 mounter.unmount(path)
             raise DriverError(f"{path} does not show the volume after the mount: see the node's mount table")
 
-    async def rebind(self, bind: MountEntry, living: MountEntry, *, mount: str) -> None:
+    async def rebind(self, bind: MountEntry, living: MountEntry, *, mount: str, is_copied: bool = False) -> None:
         """Put the living client's mount in the place of a dead one; what answers, or is worked on, is left alone.
+
+        A target that `is_copied` into other mount namespaces, as a container's is, keeps the dead one beneath.
 
         Raises:
             DriverError: the mount table does not show it afterwards.
@@ -174,16 +176,28 @@ class Targets:
                 return
             if [layer.device for layer in self._table.at(path)[-2:-1]] == [living.device]:
                 mounter.unmount(path)  # a kill of ours came before the dead one was taken off
-            elif bind.root == living.root:
-                mounter.replace(bind, living)
             else:
-                async with asyncio.timeout(_LOOKUP_TIMEOUT):
-                    await in_thread(partial(mounter.replace, bind, living), name=f"rebind {path}")
+                await self._replace(self._lowest(bind) if is_copied else bind, living, is_copied=is_copied)
             top = self._table.top(path)
             if top is None or top.device != living.device:
                 raise DriverError(f"{path} does not show the living client's mount")
             self._metrics.heals.labels("rebind").inc()
             self._say(TargetRebound(target=path), mount=mount)
+
+    def _lowest(self, bind: MountEntry) -> MountEntry:
+        """The dead mount to replace: of several that healing laid upon each other the first, which was copied."""
+        while len(layers := self._table.at(bind.mount_point)) > 1:
+            mounter.unmount(bind.mount_point)
+            bind = layers[-2]
+        return bind
+
+    async def _replace(self, dead: MountEntry, living: MountEntry, *, is_copied: bool) -> None:
+        replacing = partial(mounter.replace, dead, living, is_copied=is_copied)
+        if dead.root == living.root:
+            replacing()
+        else:
+            async with asyncio.timeout(_LOOKUP_TIMEOUT):
+                await in_thread(replacing, name=f"rebind {dead.mount_point}")
 
     async def answers(self, entry: MountEntry) -> bool:
         """True if the client of this mount is alive and well."""

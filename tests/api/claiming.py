@@ -45,10 +45,10 @@ class Stage:
     name: str = field(default_factory=lambda: f"t{token_hex(4)}")
     said: list[betterproto2.Message] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
+    driver: str = ""
 
-    @property
-    def driver(self) -> str:
-        return f"{self.name}.example.com"
+    def __post_init__(self) -> None:
+        self.driver = self.driver or f"{self.name}.example.com"
 
     def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "") -> None:
         self.said.append(what)

@@ -1,5 +1,6 @@
 """An API server that the tests here share."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -8,6 +9,7 @@ import pytest
 
 from shared.kubernetes import SERVICE_ACCOUNTS, Kubernetes
 from tests.api_server import ApiServer, api_server
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,15 @@ def server() -> Iterator[ApiServer]:
     """A test that stops it starts it again."""
     with api_server() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_left(server: ApiServer) -> AsyncIterator[None]:
+    """No server that is away, and no connection: one that was given up ends its TLS in an orderly way, in the loop."""
+    server.start()
+    yield
+    connections = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
+    await until(lambda: len(connections) == 1)  # the loop's own
 
 
 @pytest.fixture

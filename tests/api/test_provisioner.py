@@ -361,6 +361,19 @@ async def test_a_directory_that_another_volume_uses_stays(served: Stage) -> None
     assert await served.records() == set()
 
 
+async def test_a_handle_that_another_volume_has_too_keeps_its_directory(served: Stage) -> None:
+    """Two PersistentVolumes of one handle, as an admin copies one: the directory goes with the last."""
+    await served.make_class()
+    name, twin = await served.bound("a"), served.of("twin")
+    copy = static(served, twin, volumeHandle=name, volumeAttributes={"subPath": f"{name}-moved"})
+    await served.api.create(PERSISTENT_VOLUMES, copy)
+    await served.unclaim("a", name)
+    await served.gone(name)
+
+    assert await served.directories() == {name}
+    assert await served.find(PERSISTENT_VOLUMES, twin)
+
+
 async def test_a_directory_that_holds_another_volume_is_not_deleted(served: Stage) -> None:
     """Promise 5: said on the volume, until the other is gone."""
     await served.make_class()
@@ -463,6 +476,17 @@ async def test_a_secret_is_held_while_a_volume_needs_it(served: Stage) -> None:
 
     assert await served.directories() == set()
     assert await served.find(SECRETS, served.name) is None
+
+
+async def test_a_class_that_comes_with_its_claim_is_seen_at_once(served: Stage) -> None:
+    """Whichever is watched first; and the claim gets one volume, told once."""
+    for number in range(10):
+        later = served.make_class(name=f"{served.name}-{number}")
+        spec = {"storageClassName": f"{served.name}-{number}"}
+        name, _ = await asyncio.gather(served.claim(f"c{number}", spec=spec), later)
+        await served.volume(name)
+
+    assert served.said == [VolumeCreated(capacity_bytes=GIB)] * 10
 
 
 async def test_many_claims_at_once(served: Stage) -> None:

@@ -15,7 +15,7 @@ import pytest
 from services.controller import volumes as steps
 from services.controller.webdav import Webdav
 from shared.domain import GIB
-from shared.kubernetes import EVENTS, PERSISTENT_VOLUMES, SECRETS, Kubernetes
+from shared.kubernetes import CLAIMS, EVENTS, PERSISTENT_VOLUMES, SECRETS, Kubernetes
 from shared.runner import run
 from tests.api.claiming import Stage, eventually, staged
 from tests.api_server import ApiServer
@@ -114,3 +114,29 @@ async def test_a_crash_between_any_two_steps_of_deleting(stage: Stage) -> None:
         if was_done:
             print("steps of deleting:", step - 1)
             return
+
+
+async def test_a_crash_between_any_two_steps_of_expanding(stage: Stage) -> None:
+    """Promise 6: the next controller finishes it, and the claim's status tells of nothing else."""
+    await stage.make_class()
+    name = await stage.claim("a", size="1Gi")
+    await lives(stage, until=partial(stage.find, PERSISTENT_VOLUMES, name))
+    await stage.bind("a", await stage.volume(name))
+    for step in count(1):
+        size = f"{step + 1}Gi"
+        body = {"spec": {"resources": {"requests": {"storage": size}}}}
+        await stage.api.patch(CLAIMS, stage.of("a"), body, namespace="default")
+        was_done = await lives(stage, until=partial(_has, stage, size), step=step)
+        await lives(stage, until=partial(_has, stage, size))
+        status = (await stage.api.get(CLAIMS, stage.of("a"), namespace="default"))["status"]
+        assert (status.get("conditions", []), status.get("allocatedResourceStatuses")) == ([], None)
+        assert (await stage.volume(name))["spec"]["capacity"] == {"storage": size}
+        assert (await stage.controller.quota(name)).may_be((step + 1) * GIB)
+        if was_done:
+            print("steps of expanding:", step - 1)
+            return
+
+
+async def _has(stage: Stage, size: str) -> bool:
+    claim = await stage.api.get(CLAIMS, stage.of("a"), namespace="default")
+    return bool(claim["status"]["capacity"]["storage"] == size)

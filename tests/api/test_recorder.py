@@ -110,7 +110,7 @@ async def test_other_words_are_another_event(api: Kubernetes, recorder: Recorder
 
 async def test_after_ten_minutes_it_is_another_event(api: Kubernetes, recorder: Recorder, claim: Reference) -> None:
     recorder.say(claim, reason="MountFailed", message="no")
-    await events_of(api, claim)
+    await until(lambda: recorder._said)
     for said in recorder._said.values():
         said.at -= 600
     recorder.say(claim, reason="MountFailed", message="no")
@@ -154,8 +154,7 @@ async def test_said_while_the_api_server_is_away(server: ApiServer, api: Kuberne
     async with running(Recorder(api, component="csi.juicefs.com")) as recorder:
         server.kill()
         recorder.say(claim, reason="MountFailed", message="no")
-        await until(lambda: not recorder._waiting)  # the first try
-        await until(lambda: recorder._waiting)  # has failed
+        await until(lambda: recorder._is_away)
         recorder.say(claim, reason="MountFailed", message="no")
         server.start()
 

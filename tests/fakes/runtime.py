@@ -86,6 +86,8 @@ class FakeRuntime:
         if client.is_asked:
             self._start(client.settings)
 
+    def announce_end(self, name: str, seconds: float | None) -> None: ...
+
     def clients(self) -> Mapping[str, ClientSettings]:
         return {name: client.settings for name, client in self._clients.items()}
 

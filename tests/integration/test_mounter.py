@@ -1,7 +1,10 @@
 """mount(2) and its kin against the real kernel, with tmpfs in the place of a client's mount."""
 
 import asyncio
+import os
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "pods").mkdir()
     yield tmp_path
     for entry in reversed(TABLE.read()):
-        if entry.mount_point.startswith(f"{tmp_path}/"):
+        if entry.mount_point.startswith(f"{tmp_path}/") and TABLE.top(entry.mount_point):
             mounter.unmount(entry.mount_point)
 
 
@@ -66,6 +69,42 @@ def test_a_dead_mount_is_replaced_and_one_remains(root: Path) -> None:
     for _ in range(20):
         mounter.replace(top(str(target(root))), living)
     assert [(entry.device, entry.is_read_only) for entry in TABLE.at(str(target(root)))] == [(living.device, True)]
+
+
+@contextmanager
+def container(*mounted: Path) -> Iterator[Path]:
+    """A mount namespace with copies of these, as a container with HostToContainer; its root, as /proc shows it."""
+    copies = " && ".join(f'mkdir -p "{path}.copy" && mount --rbind "{path}" "{path}.copy"' for path in mounted)
+    script = f"{copies} && mount --make-rslave / && echo ready && read -r end"
+    argv = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Path(f"/proc/{process.pid}/root")
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_a_container_sees_what_takes_the_place_of_a_dead_mount(root: Path) -> None:
+    """Promise 17, with HostToContainer: it has a copy of the dead mount, however often that is replaced."""
+    pods = bytes(root / "pods")
+    mounter._check(mounter._libc.mount(pods, pods, None, 0x1000, None))
+    for propagation in (0x40000, 0x100000):  # shared, and no peer of the root file system
+        mounter._check(mounter._libc.mount(None, pods, None, propagation, None))
+    writable, read_only = target(root, "a"), target(root, "b")
+    publish(tmpfs(root / "one"), writable)
+    publish(top(root / "one"), read_only, read_only=True)
+    with container(Path(str(writable)), Path(str(read_only))) as inside:
+        for living in (tmpfs(root / "two"), tmpfs(root / "three")):
+            name = Path(living.mount_point).name
+            for path in (str(writable), str(read_only)):
+                if len(TABLE.at(path)) > 1:
+                    mounter.unmount(path)
+                mounter.replace(top(path), living, is_copied=True)
+                assert len(TABLE.at(path)) == 2
+                assert (inside / f"{path[1:]}.copy" / name).exists()
+            assert os.access(inside / f"{str(writable)[1:]}.copy", os.W_OK)
+            assert not os.access(inside / f"{str(read_only)[1:]}.copy", os.W_OK)
 
 
 def test_a_bind_of_a_directory_inside_stays_one(root: Path) -> None:

@@ -187,6 +187,13 @@ async def test_the_token_is_in_no_error(tmp_path: Path) -> None:
     assert caught.value.__suppress_context__
 
 
+async def test_no_such_host(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path, server="https://no-such-host.invalid")
+    async with Kubernetes.connect(kubeconfig=str(path)) as api:
+        with pytest.raises(NotReady, match="its name is not known"):
+            await api.list(NODES)
+
+
 def test_the_namespace_outside_of_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.kubeconfig.SERVICE_ACCOUNT", tmp_path)
     assert own_namespace() == "kube-system"
