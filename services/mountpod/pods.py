@@ -17,7 +17,9 @@ from services.mountpod.cluster import Cluster
 from services.mountpod.failures import Failures
 from services.mountpod.mount import Mount, Place
 from services.mountpod.node import NodeService
+from services.mountpod.planner import Plan
 from services.mountpod.pod_index import settings_of
+from services.mountpod.recent import Recent
 from services.mountpod.references import References
 from shared.api.juicefs.v1 import EnsureRequest, Event, MountReport
 from shared.errors import DriverError, NotFound
@@ -40,6 +42,7 @@ class Pods:
         self._references = References(node=node, index=cluster.index, maker=cluster.maker)
         self._failures = Failures()
         self._mounts: dict[str, Mount] = {}
+        self._recent = Recent[str, Plan]()
         self._alarms = Alarms(self._wake)
         self._tasks: asyncio.TaskGroup | None = None
         self._due = asyncio.Event()
@@ -47,7 +50,13 @@ class Pods:
     # ---- what the port promises
 
     async def resolve(self, request: EnsureRequest) -> ClientSettings:
-        plan = await self._cluster.planner.plan(request.volume_id, node=self.node)
+        volume, credentials = request.volume_id, request.credentials
+        plan = await self._recent.get(
+            volume,
+            lambda: self._cluster.planner.plan(volume, node=self.node),
+            # The Secret may have changed since: what kubelet brought is what counts.
+            fits=lambda plan: plan.filesystem.credentials == credentials,
+        )
         name = plan.settings.mount_name
         self._mount(name).plan = plan
         if request.target:
