@@ -7,18 +7,21 @@ for every pod.
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from shared.domain import digest, letters
+from shared.errors import InvalidRequest
 from shared.filesystem import Filesystem
 from shared.juicefs import Juicefs
 from shared.layout import Layout
 from shared.mount_script import LEAVE, SCRIPT
 from shared.pod_patch import fill
-from shared.pod_settings import PodSettings
+from shared.pod_settings import CacheVolume, PodSettings, plain_path
 from shared.settings import ClientSettings, unique_id
+
+T = TypeVar("T")
 
 MOUNT_POD: Final = "juicefs-mount"
 """Label app.kubernetes.io/name of every mount pod."""
@@ -29,7 +32,8 @@ DELETE_DELAY: Final = "juicefs-delete-delay"
 UNIQUE_ID: Final = "juicefs-uniqueid"
 _METRICS_PORT: Final = 9567
 _HOST: Final = "/jfs"
-_NAME_LENGTH: Final = 63
+_LABEL_LENGTH: Final = 63
+_NAME_LENGTH: Final = 253
 _KEY_LENGTH: Final = 63
 
 
@@ -83,16 +87,16 @@ class MountPod:
 
     def _labels(self) -> dict[str, str]:
         return {
-            **self.pod.labels,
+            **self._filled(self.pod.labels),
             "app.kubernetes.io/name": MOUNT_POD,
             "volume-id": unique_id(self.client.volume_id),
-            "juicefs-hash": self.client.digest[:_NAME_LENGTH],
+            "juicefs-hash": self.client.digest[:_LABEL_LENGTH],
         }
 
     def _annotations(self) -> dict[str, str]:
-        found = {**self.pod.annotations, UNIQUE_ID: unique_id(self.client.volume_id), MOUNT: self.mount}
+        found = {**self._filled(self.pod.annotations), UNIQUE_ID: unique_id(self.client.volume_id), MOUNT: self.mount}
         if self.client.delete_delay:
-            found[DELETE_DELAY] = f"{self.client.delete_delay:g}s"
+            found[DELETE_DELAY] = _duration(self.client.delete_delay)
         if self.client.clean_cache:
             found["juicefs-clean-cache"] = "true"
         return found | {reference(target): target for target in self.targets}
@@ -109,6 +113,8 @@ class MountPod:
             "containers": [self._container(patch)],
             "volumes": [*_volumes(self, layout), *patch.get("volumes", ())],
         }
+        if patch.get("hostnameKey") != "podname":
+            spec["hostname"] = unique_id(self.client.volume_id).replace(".", "-")
         if self.pod.service_account:
             spec["serviceAccountName"] = self.pod.service_account
         return spec | {
@@ -131,13 +137,13 @@ class MountPod:
             "envFrom": [{"secretRef": {"name": secret_name(self.client.volume_id)}}],
             "resources": resources,
             "securityContext": {"privileged": True, "runAsUser": 0},
-            "lifecycle": patch.get("lifecycle") or {"preStop": {"exec": {"command": ["/bin/sh", "-c", LEAVE]}}},
+            "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", LEAVE]}}, **patch.get("lifecycle", {})},
             "ports": [] if patch.get("hostNetwork") else [{"name": "metrics", "containerPort": self._metrics_port()}],
             "volumeMounts": [
                 {"name": "jfs-dir", "mountPath": _HOST, "mountPropagation": "Bidirectional"},
                 {"name": "jfs-fuse-fd", "mountPath": "/tmp"},  # noqa: S108 - the client's choice
-                *({"name": cache.name, "mountPath": cache.path} for cache in self.pod.caches),
-                *({"name": f"hostpath-{number}", "mountPath": path} for number, path in enumerate(self.pod.host_paths)),
+                *({"name": cache.name, "mountPath": cache.path} for cache in self.caches()),
+                *({"name": f"hostpath-{number}", "mountPath": path} for number, path in enumerate(self.host_paths())),
                 *patch.get("volumeMounts", ()),
             ],
         } | {key: patch[key] for key in optional if key in patch}
@@ -149,7 +155,7 @@ class MountPod:
             "JFS_FOREGROUND": "1",
             "JFS_SUPER_COMM": "/tmp/comm.sock",  # noqa: S108 - as above
             "CSI_MOUNT_POINT": self.point,
-            "CSI_CLEAN": "\n".join(self._host_caches()) if self.client.clean_cache else "",
+            "CSI_CLEAN": _literal("\n".join(self._host_caches())) if self.client.clean_cache else "",
             **({} if self.is_new else {"CSI_FORMAT": ""}),
         }
         of_secret = ("CSI_META_URL", "CSI_FORMAT") if self.is_new else ("CSI_META_URL",)
@@ -160,27 +166,46 @@ class MountPod:
 
     def _host_caches(self) -> list[str]:
         """Only these outlive the pod (behaviour.md 4.12)."""
-        return [cache.path for cache in self.pod.caches if "hostPath" in cache.source]
+        return [cache.path for cache in self.caches() if "hostPath" in cache.source]
+
+    def caches(self) -> list[CacheVolume]:
+        """Those of the settings, with what their paths leave open."""
+        key = "a cache directory"
+        return [
+            replace(cache, path=plain_path(self._filled(cache.path), key=key), source=self._filled(cache.source))
+            for cache in self.pod.caches
+        ]
+
+    def host_paths(self) -> list[str]:
+        """The same of paths of the host; one that is a cache is there already."""
+        caches = {cache.path for cache in self.caches()}
+        paths = [plain_path(self._filled(path), key="juicefs/host-path") for path in self.pod.host_paths]
+        return [path for path in dict.fromkeys(paths) if path not in caches]
 
     def _options(self, patch: Mapping[str, Any]) -> str:
         metrics = "0.0.0.0:0" if patch.get("hostNetwork") else f"0.0.0.0:{_METRICS_PORT}"
         options = {"metrics": metrics} | dict(self.client.options)
         if self.client.subdir:
             options["subdir"] = str(self.client.subdir)
-        return ",".join(f"{key}={value}" if value else key for key, value in sorted(options.items()))
+        filled = {key: self._filled(value) for key, value in options.items()}
+        if wrong := next((key for key, value in filled.items() if "," in value), None):
+            raise InvalidRequest(f"mount option {wrong}: its value, or the volume's subPath, can't hold ','")
+        return ",".join(f"{key}={value}" if value else key for key, value in sorted(filled.items()))
 
     def _metrics_port(self) -> int:
         port = dict(self.client.options).get("metrics", "").rpartition(":")[2]
         return int(port) if port.isdigit() and int(port) else _METRICS_PORT
 
-    def _filled(self, patch: Mapping[str, Any]) -> dict[str, Any]:
+    def _filled(self, value: T) -> T:
+        """With the template variables of behaviour.md 3.4."""
         variables = {
             "MOUNT_POINT": self.point,
             "VOLUME_ID": self.client.volume_id,
             "VOLUME_NAME": self.filesystem,
             "SUB_PATH": self.client.subdir.text,
         }
-        return {key: fill(value, variables) for key, value in patch.items()}
+        filled: T = fill(value, variables)
+        return filled
 
 
 def _volumes(pod: MountPod, layout: Layout) -> Iterable[dict[str, Any]]:
@@ -188,9 +213,9 @@ def _volumes(pod: MountPod, layout: Layout) -> Iterable[dict[str, Any]]:
     yield {"name": "jfs-dir", "hostPath": {"path": str(layout.mount_root), "type": "DirectoryOrCreate"}}
     # The node has made it before, with the hand-over socket in it: a pod that comes before that must not start.
     yield {"name": "jfs-fuse-fd", "hostPath": {"path": str(paths.directory), "type": "Directory"}}
-    for cache in pod.pod.caches:
+    for cache in pod.caches():
         yield {"name": cache.name, **cache.source}
-    for number, path in enumerate(pod.pod.host_paths):
+    for number, path in enumerate(pod.host_paths()):
         yield {"name": f"hostpath-{number}", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
 
 
@@ -199,7 +224,10 @@ def pod_name(node: str, mount: str, *, after: str = "") -> str:
     if after:
         head, _, _ = mount.rpartition("-")
         mount = f"{head}-{letters(digest([mount, after]))}"
-    return f"juicefs-{node}-{mount}"
+    name = f"juicefs-{node}-{mount}"
+    if len(name) > _NAME_LENGTH:
+        name = f"juicefs-{node[: _NAME_LENGTH - len(mount) - 23].rstrip('.-')}-{digest(node)[:12]}-{mount}"
+    return name
 
 
 def secret_name(volume_id: str) -> str:
@@ -234,6 +262,11 @@ def reference(target: str) -> str:
 def references(annotations: Mapping[str, str]) -> set[str]:
     """The targets that a mount pod's annotations name."""
     return {value for key, value in annotations.items() if key == reference(value)}
+
+
+def _duration(seconds: float) -> str:
+    """As Go writes it, which knows no exponents."""
+    return f"{f'{seconds:.9f}'.rstrip('0').rstrip('.')}s"
 
 
 def _literal(text: str) -> str:

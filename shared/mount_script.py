@@ -5,13 +5,13 @@ from typing import Final
 # The client of a container: one lock for its life, the hand-over of a client before it, and a loop, since kubelet's
 # own restarts are backed off by minutes. It ends when its mount is gone, or never came.
 SCRIPT: Final = r"""
-set -mu
+set -u
 exec 9>>/tmp/alive
 trap 'exit 143' TERM
 flock -w 900 9 &
 wait $! || { echo 'the client before this one has not ended'; exit 75; }
 trap - TERM
-: >/run/serving
+echo $$ >/run/serving
 if [ -n "$CSI_FORMAT" ] && [ ! -e /tmp/formatted ]; then
     (set -f; IFS='
 '; exec /usr/local/bin/juicefs $CSI_FORMAT) || exit
@@ -32,7 +32,7 @@ while :; do
         export _JFS_META_SID _FUSE_STATE_PATH
     fi
     began=$(date +%s)
-    "$@" &
+    setsid "$@" &
     client=$!
     wait "$client"
     code=$?
@@ -54,12 +54,13 @@ LEAVE: Final = r"""
 tries=0
 until [ -e /tmp/resume ]; do
     tries=$((tries + 1))
-    [ "$tries" -lt 80 ] || exit 0
+    [ "$tries" -lt 80 ] || { rm -f /tmp/leaving; exit 0; }
     sleep 0.1
 done
 rm -f /tmp/leaving
-for supervisor in $(cat /proc/1/task/1/children); do
-    kill -HUP $(cat /proc/$supervisor/task/*/children)
+main=$(cat /run/serving)
+for supervisor in $(cat "/proc/$main/task/$main/children"); do
+    kill -HUP $(cat "/proc/$supervisor/task/"*/children)
 done
-while [ -n "$(cat /proc/1/task/1/children)" ]; do sleep 0.05; done
+while [ -n "$(cat "/proc/$main/task/$main/children" 2>/dev/null)" ]; do sleep 0.05; done
 """

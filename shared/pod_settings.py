@@ -8,11 +8,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, Self
 
 import yaml
 
+from shared import quantity
 from shared.domain import digest, require_text
 from shared.errors import InvalidRequest
 
@@ -25,18 +26,15 @@ _RESOURCES: Final = {
 }
 _OF_CLAIM: Final = frozenset(f"{_PREFIX}{key}" for key in _RESOURCES)
 _UNSUPPORTED: Final = (f"{_PREFIX}cache-inline-volume",)
-# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E|[eE][+-]?\d+)?")
-_SCALE: Final = {"": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")} | {
-    unit: Decimal(base) ** power
-    for base, units in ((1000, ("k", "M", "G", "T", "P", "E")), (1024, ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")))
-    for power, unit in enumerate(units, start=1)
-}
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 _CACHE: Final = "/var/jfsCache"
+_MAP_CHARACTERS: Final = 16384
+_MIB: Final = 1 << 20
+_BUFFER = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)([KMGTPE]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
+_PERCENT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)%", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class PodSettings:
             service_account=_matching(_OBJECT_NAME, account, key=f"{_PREFIX}service-account") if account else "",
             resources=_resources({**context, **from_claim}),
             labels=_labels(context.get(f"{_PREFIX}labels", "")),
-            annotations=_map(context.get(f"{_PREFIX}annotations", ""), key=f"{_PREFIX}annotations"),
+            annotations=_annotations(context.get(f"{_PREFIX}annotations", "")),
             host_paths=_paths(context.get("juicefs/host-path", ""), key="juicefs/host-path"),
             caches=(*_claims(context), *_empty_dir(context)),
         )
@@ -98,9 +96,11 @@ class PodSettings:
         paths = [path for path in option.split(":") if path and path != "memory"]
         if not paths and not option and not self.caches:
             paths = [_CACHE]
+        present = {cache.path for cache in self.caches}
         hosts = tuple(
             CacheVolume(name=f"cachedir-{number}", path=path, source={"hostPath": _directory(path)})
             for number, path in enumerate(_paths(",".join(paths), key="mount option cache-dir"))
+            if path not in present
         )
         return replace(self, caches=(*self.caches, *hosts))
 
@@ -112,35 +112,40 @@ class PodSettings:
         return "" if paths == [_CACHE] else ":".join(dict.fromkeys(paths))
 
 
-def quantity(text: str, *, key: str) -> Decimal:
-    """A Kubernetes quantity as a number.
-
-    Raises:
-        InvalidRequest: names the key.
-    """
-    match = _QUANTITY.fullmatch(text.strip())
-    if match is None:
-        raise InvalidRequest(f"{key} is not a quantity such as 500m or 1Gi")
-    number, suffix = match[1], match[2] or ""
-    if suffix[:1] in {"e", "E"} and len(suffix) > 1:
-        return Decimal(f"{number}{suffix}")
-    return Decimal(number) * _SCALE[suffix]
+def buffer_size(option: str, resources: Mapping[str, Mapping[str, str]]) -> str:
+    """The value of buffer-size, in MiB where the memory limit decides it (behaviour.md 3.3); empty for none."""
+    limit = resources.get("limits", {}).get("memory", "")
+    most = quantity.parse(str(limit), field="the memory limit") / _MIB if limit else None
+    share, size = _PERCENT.fullmatch(option), _BUFFER.fullmatch(option)
+    if not share and not size:
+        return ""
+    if most is None:
+        return option
+    if share:
+        part = most * min(Decimal(share[1]), Decimal(100)) / 100
+        return str(part.to_integral_value(rounding=ROUND_CEILING))
+    if size and Decimal(size[1]) * Decimal(1024) ** ("KMGTPE".index(size[2].upper() or "M") - 1) > most:
+        return str(int(most))
+    return option
 
 
 def _resources(values: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """behaviour.md 3.1: a limit of 0 or less is none; a request is none only below 0."""
+    """behaviour.md 3.1: a limit of 0 or less is none; a request is none only below 0.
+
+    A request that nobody chose is not above the limit that somebody did: Kubernetes would refuse the pod.
+    """
     found: dict[str, dict[str, str]] = {"limits": {}, "requests": {}}
+    amounts: dict[tuple[str, str], Decimal] = {}
     for key, (kind, resource, default) in _RESOURCES.items():
-        text = values.get(f"{_PREFIX}{key}") or default
-        amount = quantity(text, key=f"{_PREFIX}{key}")
-        if amount > 0 or (kind == "requests" and amount == 0):
-            found[kind][resource] = text.strip()
-    return {kind: amounts for kind, amounts in found.items() if amounts}
-
-
-def without_requests(resources: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """For a node that is short of what was asked: nothing is requested, limits stay (behaviour.md 4.8)."""
-    return {**resources, "requests": {"cpu": "0", "memory": "0"}}
+        text = values.get(f"{_PREFIX}{key}", "").strip() or default
+        amounts[kind, resource] = quantity.parse(text, field=f"{_PREFIX}{key}")
+        if amounts[kind, resource] > 0 or (kind == "requests" and amounts[kind, resource] == 0):
+            found[kind][resource] = text
+    for resource, limit in found["limits"].items():
+        is_own = bool(values.get(f"{_PREFIX}{resource}-request"))
+        if not is_own and amounts["requests", resource] > amounts["limits", resource]:
+            found["requests"][resource] = limit
+    return {kind: texts for kind, texts in found.items() if texts}
 
 
 def _labels(text: str) -> dict[str, str]:
@@ -150,13 +155,22 @@ def _labels(text: str) -> dict[str, str]:
     return found
 
 
+def _annotations(text: str) -> dict[str, str]:
+    found = _map(text, key=f"{_PREFIX}annotations")
+    if not all(map(_LABEL_KEY.fullmatch, found)):
+        raise InvalidRequest(f"{_PREFIX}annotations: a key is none that Kubernetes takes for an annotation")
+    return found
+
+
 def _map(text: str, *, key: str) -> dict[str, str]:
     """A map of texts, from JSON or YAML."""
     if not text.strip():
         return {}
+    if len(text) > _MAP_CHARACTERS:
+        raise InvalidRequest(f"{key} is longer than {_MAP_CHARACTERS} characters")
     try:
         loaded = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             loaded = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it makes nothing but texts, lists and maps
         except (yaml.YAMLError, RecursionError):
@@ -188,19 +202,27 @@ def _empty_dir(context: Mapping[str, str]) -> list[CacheVolume]:
         raise InvalidRequest(f"{key} is not <medium>[:<size>] such as Memory:1Gi or :10Gi")
     source = {"medium": medium} if medium else {}
     if size:
-        quantity(size, key=key)
+        quantity.parse(size, field=key)
         source["sizeLimit"] = size
     return [CacheVolume(name="cachedir-empty-dir", path=f"{_CACHE}-emptyDir", source={"emptyDir": source})]
 
 
 def _paths(text: str, *, key: str) -> tuple[str, ...]:
-    """Absolute and plain: a path of the host that climbs could be any other."""
     found = [path.strip() for path in text.split(",") if path.strip()]
-    for path in found:
-        require_text(path, field=key, limit=4096)
-        if not path.startswith("/") or path == "/" or ".." in path.split("/") or ":" in path:
-            raise InvalidRequest(f"{key} must hold absolute paths without '..' and ':', and not the root")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(plain_path(path, key=key) for path in found))
+
+
+def plain_path(path: str, *, key: str) -> str:
+    """The path, absolute and plain: a path of the host that climbs could be any other.
+
+    Raises:
+        InvalidRequest: names the key.
+    """
+    require_text(path, field=key, limit=4096)
+    parts = [part for part in path.split("/") if part not in {"", "."}]
+    if not path.startswith("/") or not parts or ".." in parts or ":" in path or "," in path:
+        raise InvalidRequest(f"{key} must hold absolute paths without '..', ':' and ',', and not the root")
+    return f"/{'/'.join(parts)}"
 
 
 def _matching(pattern: re.Pattern[str], text: str, *, key: str) -> str:

@@ -56,7 +56,11 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
     async with Kubernetes.connect(kubeconfig=duties.kubeconfig) as api:
         fleet, superseded = Fleet(api), asyncio.Event()
         planner = Planner(
-            api, volumes=Volumes(api, driver=DRIVER_NAME), defaults=duties.defaults, node_labels=fleet.labels
+            api,
+            volumes=Volumes(api, driver=DRIVER_NAME),
+            defaults=duties.defaults,
+            node_labels=fleet.labels,
+            namespace=namespace,
         )
 
         def configure(configuration: Configuration) -> None:
@@ -74,7 +78,7 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
             planner=planner,
             index=index,
             maker=PodMaker(api, namespace=namespace, index=index, layout=duties.layout),
-            notices=Notices(recorder),
+            notices=Notices(api, recorder),
         )
         lease = Lease(api, name=LEASE, namespace=namespace, identity=duties.identity or socket.gethostname())
         async with asyncio.TaskGroup() as tasks:

@@ -16,7 +16,8 @@ from shared.manifests import Owner
 from shared.objects import Claim, PersistentVolume
 from shared.pod_patch import Claim as PatchedClaim
 from shared.pod_patch import Configuration, apply
-from shared.pod_settings import PodSettings
+from shared.pod_settings import PodSettings, buffer_size
+from shared.recorder import Reference
 from shared.settings import ClientSettings, parse, unique_id
 
 
@@ -28,6 +29,7 @@ class Plan:
     pod: PodSettings
     filesystem: Filesystem
     owner: Owner
+    claim: Reference | None = None
 
 
 class Volumes:
@@ -92,7 +94,10 @@ class Planner:
         volumes: Volumes,
         defaults: PodSettings,
         node_labels: Callable[[str], Mapping[str, str]],
+        namespace: str,
     ) -> None:
+        """`namespace` is that of the mount pods, and so of the claims that they cache in."""
+        self._namespace = namespace
         self._api = api
         self.volumes = volumes
         self._defaults = defaults
@@ -125,7 +130,18 @@ class Planner:
             claim_annotations=claim.metadata.annotations if claim else {},
             defaults=self._defaults,
         )
-        return _plan(settings, apply(pod, patch), filesystem=filesystem, volume=volume)
+        plan = _plan(settings, apply(pod, patch), filesystem=filesystem, volume=volume)
+        for cache in plan.pod.caches:
+            await self._require_claim(cache.source.get("persistentVolumeClaim", {}).get("claimName", ""))
+        return plan
+
+    async def _require_claim(self, name: str) -> None:
+        """A pod whose claim is missing would wait for ever, and nobody would say why."""
+        try:
+            if name:
+                await self._api.get(CLAIMS, name, namespace=self._namespace)
+        except NotFound:
+            raise NotReady(f"the claim {self._namespace}/{name}, which is to be the cache, does not exist") from None
 
     async def _secret(self, name: str, namespace: str, *, of: str) -> dict[str, str]:
         try:
@@ -149,15 +165,26 @@ class Planner:
 
 
 def _plan(settings: ClientSettings, pod: PodSettings, *, filesystem: Filesystem, volume: PersistentVolume) -> Plan:
-    """Cache directories are an option of the client and volumes of its pod: the one follows from the other."""
+    """What is an option of the client and a part of its pod: the one follows from the other."""
     options = dict(settings.options)
     option = options.pop("cache-dir", "")
     pod = pod.with_cache_directories(option)
     if path := pod.cache_option(option):
         options["cache-dir"] = path
+    if size := buffer_size(options.pop("buffer-size", ""), pod.resources):
+        options["buffer-size"] = size
     owner = Owner(api_version="v1", kind="PersistentVolume", name=volume.metadata.name, uid=volume.metadata.uid)
     settings = replace(settings, options=tuple(sorted(options.items())), pod=pod.digest)
-    return Plan(settings=settings, pod=pod, filesystem=filesystem, owner=owner)
+    return Plan(settings=settings, pod=pod, filesystem=filesystem, owner=owner, claim=_reference(volume))
+
+
+def _reference(volume: PersistentVolume) -> Reference | None:
+    claim = volume.spec.claim_ref
+    if claim is None:
+        return None
+    return Reference(
+        kind="PersistentVolumeClaim", api_version="v1", name=claim.name, namespace=claim.namespace, uid=claim.uid
+    )
 
 
 def _reader(volume: PersistentVolume) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from shared.errors import Busy, DriverError, NotReady
 from shared.objects import Pod
 
 if TYPE_CHECKING:
-    from services.mountpod.pods import Pods
+    from services.mountpod.mount import Mount
 
 _START_TIMEOUT: Final = 120.0
 _TAKE_TIMEOUT: Final = 30.0
@@ -23,56 +23,53 @@ _LEAVE_TIMEOUT: Final = 7.0
 _STEP: Final = 0.1
 
 
-async def replace_in_order(pods: "Pods", name: str) -> None:
+async def replace_in_order(mount: "Mount") -> None:
     """The client of this mount is another pod's when this returns.
 
     Raises:
         Busy: it is starting, or being replaced. NotReady: the successor did not come in time; which one serves is said.
     """
-    present = pods.cluster.index.of(pods.node, name)
+    present, maker = mount.pods(), mount.place.cluster.maker
     if len(present) != 1 or verdict(present[0]).state is not State.RUNNING:
-        raise Busy(f"{name} is starting, or being replaced")
+        raise Busy(f"{mount.name} is starting, or being replaced")
     old = present[0]
-    new = await pods.create(name, after=old.metadata.uid)
+    new = await mount.create_successor(old)
     try:
-        await _running(pods, name, new)
+        await _running(mount, new)
     except DriverError:
-        await pods.cluster.maker.delete(new)
+        await maker.delete(new)
         raise
-    taken = pods.handed_in[name] = asyncio.Event()
+    mount.handed_in.clear()
+    await maker.delete(old)
+    await let_go(mount)
     try:
-        await pods.cluster.maker.delete(old)
-        await let_go(pods, name)
         async with asyncio.timeout(_TAKE_TIMEOUT):
-            await taken.wait()
+            await mount.handed_in.wait()
     except TimeoutError:
-        raise NotReady(f"{name}: pod {new.metadata.name} has not taken over yet: see its log") from None
-    finally:
-        del pods.handed_in[name]
+        raise NotReady(f"{mount.name}: pod {new.metadata.name} has not taken over yet: see its log") from None
 
 
-async def let_go(pods: "Pods", name: str) -> None:
+async def let_go(mount: "Mount") -> None:
     """Have the node take the descriptor of a client that leaves, as soon as its preStop says so."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_LEAVE_TIMEOUT):
             while True:
                 with suppress(NotReady):
-                    await pods.service.release(name)
+                    await mount.place.service.release(mount.name)
                     return
                 await asyncio.sleep(_STEP)
 
 
-async def _running(pods: "Pods", name: str, new: Pod) -> None:
+async def _running(mount: "Mount", new: Pod) -> None:
     """Wait until the successor waits for the lock."""
     try:
         async with asyncio.timeout(_START_TIMEOUT):
             while True:
-                found = [pod for pod in pods.cluster.index.of(pods.node, name) if pod.metadata.uid == new.metadata.uid]
-                state = verdict(found[0]) if found else None
-                if state is not None and state.state is State.RUNNING:
+                found = next((verdict(pod) for pod in mount.pods() if pod.metadata.uid == new.metadata.uid), None)
+                if found is not None and found.state is State.RUNNING:
                     return
-                if state is None or state.state not in {State.STARTING, State.RUNNING}:
-                    words = state.message if state else "it was deleted"
+                if found is None or found.state is not State.STARTING:
+                    words = found.message if found else "it was deleted"
                     raise NotReady(f"pod {new.metadata.name} does not start: {words}; the client before it goes on")
                 await asyncio.sleep(_STEP)
     except TimeoutError:

@@ -286,7 +286,7 @@ class Case:
         await until(self._released, within=60, what="volumes of deleted claims gone")
         await kubectl("delete", "storageclass,pv", "--selector", f"case={self.namespace}", "--timeout=60s")
         for volume in handles:
-            await self.unused(volume)
+            await self.unused(volume, within=180)  # one that never came up is waited for
             secret = f"juicefs-{volume}-secret"
             await until(partial(self.cluster.is_gone, SECRETS, secret, namespace=SYSTEM), what=f"{secret} is gone")
         await kubectl("delete", "namespace", self.namespace, "--timeout=60s", "--wait=false")

@@ -2,13 +2,17 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from demo.orchestrator import Orchestrator
 from tests.e2e import driver, machine
 from tests.e2e.case import Case
 from tests.e2e.cluster import kubectl, until
+from tests.e2e.objects import FRUGAL
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 AWAY = 60.0  # seconds
@@ -40,24 +44,35 @@ async def _come_and_go(case: Case) -> int:
     return rounds
 
 
+async def _bind_and_unbind(kubelet: Orchestrator, volume: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    await kubelet.publish(volume, target, context=FRUGAL)
+    assert target.is_mount()
+    await kubelet.unpublish(volume, target)
+
+
+async def _says_why(kubelet: Orchestrator, volume: str, target: Path) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(GRPCError) as refused:
+        await kubelet.publish(volume, target, context={**FRUGAL, "subPath": "cold"})
+    assert refused.value.status is Status.UNAVAILABLE
+    assert "API server" in str(refused.value.message), refused.value.message
+    return True
+
+
 @pytest.mark.machine
 async def test_without_api_server(case: Case) -> None:
     """Kubelet can't learn of pods then; its calls for a warm volume succeed, and a cold one says what is missing."""
-    volume = await case.static()
+    volume, unused = await case.static(), await case.static("cold", {"subPath": "cold"})
     await case.writer("held", "writer")
-    async with machine.kubelet() as kubelet, machine.target(volume) as warm, machine.target("cold") as cold:
-        context = (await case.volume_object())["spec"]["csi"]["volumeAttributes"]
+    async with machine.kubelet() as kubelet, machine.target(volume) as warm, machine.target(unused) as cold:
         kubelet.secrets = case.secrets()
         async with machine.stopped(case.cluster, "kube-apiserver"):
             end = time.monotonic() + AWAY
-            cold.parent.mkdir(parents=True)
-            with pytest.raises(GRPCError, match="API server"):
-                await kubelet.publish("cold", cold, context=context)
+            await until(lambda: _says_why(kubelet, unused, cold), what="the API server is named")
             while time.monotonic() < end:
-                warm.parent.mkdir(parents=True, exist_ok=True)
-                await kubelet.publish(volume, warm, context=context)
-                assert len(await case.cluster.mounts(str(warm))) == 1
-                await kubelet.unpublish(volume, warm)
+                await _bind_and_unbind(kubelet, volume, warm)
+                assert not await case.cluster.mounts(str(warm))
                 await asyncio.sleep(1)
     report = await case.more(5, "writer")
 

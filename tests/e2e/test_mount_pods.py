@@ -137,7 +137,7 @@ async def test_cache_clean_upon_umount(case: Case, make: Make) -> None:
     volume = await make({"juicefs/clean-cache": "true"}, (f"cache-dir={root}/a:{root}/b",))
     await case.running()
     await case.exec("dd", "if=/dev/urandom", "of=/data/blob", "bs=1M", "count=64", "conv=fsync")
-    uuid = (await case.cluster.mount_pod(volume))["metadata"]["annotations"]["juicefs-uuid"]
+    uuid = await until(lambda: _uuid(case, volume), what="juicefs-uuid")
     raw = [Path(root) / name / uuid / "raw" for name in "ab"]
     for directory in raw:
         assert await machine.files(directory), f"nothing was cached in {directory}"
@@ -147,6 +147,11 @@ async def test_cache_clean_upon_umount(case: Case, make: Make) -> None:
 
     await until(lambda: _is_empty(*raw), within=60, what="the cache emptied")
     await machine.remove_directories(Path(root))
+
+
+async def _uuid(case: Case, volume: str) -> str:
+    uuid: str = (await case.cluster.mount_pod(volume))["metadata"]["annotations"].get("juicefs-uuid", "")
+    return uuid
 
 
 async def _is_empty(*directories: Path) -> bool:

@@ -1,0 +1,243 @@
+"""One mount of one node, and the pods that serve it: what becomes of them is decided here, by one look at a time.
+
+A pod that leaves while its mount is in use gets a successor at once; that one waits for the lock of the first, takes
+its connection over, and goes on.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Final
+
+from services.mountpod.cluster import Cluster
+from services.mountpod.failures import Failures
+from services.mountpod.node import NodeService
+from services.mountpod.planner import Plan
+from services.mountpod.pod_failure import Failing, stuck
+from services.mountpod.pod_maker import Wish
+from services.mountpod.pod_state import State, Verdict, restarts, verdict
+from services.mountpod.references import References
+from services.mountpod.replace import let_go, replace_in_order
+from services.mountpod.waiting import Waiting
+from shared.api.juicefs.v1 import ClientExited, ClientStarting, MountClosed, MountFailed, MountReport
+from shared.errors import CommandFailed, DriverError, NotReady
+from shared.manifests import CONTAINER
+from shared.objects import Pod
+from shared.settings import ClientSettings
+
+_PREPARE_TIMEOUT: Final = 10.0
+_WELL: Final = {State.STARTING, State.RUNNING}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What the mounts of one node share. `failures` outlive them: the next try is another mount's."""
+
+    node: str
+    cluster: Cluster
+    service: NodeService
+    references: References
+    failures: Failures
+
+
+class Mount:
+    """Every method but `attend` is a caller's wish; one at a time has its way."""
+
+    def __init__(self, name: str, *, place: Place) -> None:
+        self.name = name
+        self.place = place
+        self.plan: Plan | None = None
+        self.waiting = Waiting()
+        self.handed_in = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._is_ending = False
+        self._is_short = False
+        self._left: set[str] = set()
+
+    # ---- what others wish
+
+    async def ensure(self, settings: ClientSettings) -> None:
+        """A pod with these settings runs, or is being started.
+
+        Raises:
+            CommandFailed: it can't be started as things are, or the last could not and the next is not due.
+            DriverError: it has other settings, or what Kubernetes says.
+        """
+        async with self._lock:
+            self.waiting.ask()
+            self._is_ending = False
+            living = self.living()
+            for pod in living:
+                if pod.metadata.labels.get("juicefs-hash") not in {settings.digest[:63], None}:
+                    raise DriverError(f"the client of {self.name} has other settings by now: let its users end first")
+                if verdict(pod).state is State.STUCK:
+                    raise stuck(pod, verdict(pod))
+            if not living:
+                self.place.failures.check(self.name)
+                await self._create(self.plan or await self._plan_again(), is_new=True)
+
+    async def restart(self) -> None:
+        """Another pod takes over, in an orderly way (`replace_in_order`)."""
+        async with self._lock:
+            await replace_in_order(self)
+
+    async def end(self) -> None:
+        """Its mount was closed: the pods go."""
+        async with self._lock:
+            self._is_ending = True
+            pods = self.pods()
+            for pod in pods:
+                await self.place.cluster.maker.delete(pod)
+            if not pods:
+                self._closed()
+
+    # ---- what is
+
+    def pods(self) -> list[Pod]:
+        """The oldest first."""
+        return self.place.cluster.index.of(self.place.node, self.name)
+
+    def living(self) -> list[Pod]:
+        return [pod for pod in self.pods() if verdict(pod).lives]
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing has to be kept of it."""
+        return not (self.pods() or self._lock.locked() or self._is_ending or self.waiting.is_begun)
+
+    # ---- one look
+
+    async def attend(self, report: MountReport | None) -> None:
+        """Bring the pods to what the mount's use asks for; `report` is the node's, if it was just asked.
+
+        Raises:
+            DriverError: something could not be done, and is to be tried again.
+        """
+        async with self._lock:
+            pods = self.pods()
+            verdicts = {pod.metadata.uid: self._verdict(pod) for pod in pods}
+            is_quiet = all(found.state in _WELL for found in verdicts.values()) and not any(map(restarts, pods))
+            if pods and is_quiet and report is None and not self.waiting.is_doubted:
+                return
+            if report is None or not is_quiet:  # what was told may be old by now
+                report = (await self.place.service.report()).get(self.name, MountReport())
+            if not pods:
+                await self._attend_bare(report)
+                return
+            for pod in pods:
+                await self._attend_pod(pod, verdicts[pod.metadata.uid], report)
+            is_stuck = any(found.state is State.STUCK for found in verdicts.values())
+            is_unused = not (report.targets or report.device or report.expected)
+            if is_unused and self.waiting.is_forgotten(is_stuck=is_stuck):
+                await self._forget()
+
+    async def _attend_bare(self, report: MountReport) -> None:
+        """No pod: its targets need one, or it has ended."""
+        if report.targets:
+            await self._bring_back(after="", is_new=False)
+        elif self._is_ending:
+            self._closed()
+
+    async def _attend_pod(self, pod: Pod, found: Verdict, report: MountReport) -> None:
+        """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""
+        is_new = self.waiting.is_begun and not (report.targets or report.device)
+        uid = pod.metadata.uid
+        if is_new and (error := await self._failing().why(pod, found, doubt=self.waiting.doubt())):
+            await self._fail(pod, error, is_final=found.state is not State.STUCK)
+        elif found.state in {State.CRASHED, State.ENDED, State.SHORT}:
+            self._is_short = self._is_short or found.state is State.SHORT
+            self._say_exit(pod)
+            if report.targets or is_new:
+                await self._bring_back(after=uid, is_new=is_new)
+                if found.state is State.CRASHED:
+                    again = NotReady(f"the client of {self.name} was started anew a moment ago: try again")
+                    self.place.failures.add(self.name, again)
+            await self.place.cluster.maker.delete(pod)
+        elif found.state is State.LEAVING and report.targets and uid not in self._left:
+            await self._bring_back(after=uid, is_new=False)
+            self._left.add(uid)
+            await let_go(self)
+
+    def _verdict(self, pod: Pod) -> Verdict:
+        """A node that is short of something is asked for less, once; and only if the configuration says so."""
+        found = verdict(pod)
+        drops = self.place.cluster.planner.configuration.drops_requests
+        if found.state is State.SHORT and (self._is_short or not drops):
+            return replace(found, state=State.ENDED)
+        return found
+
+    async def _bring_back(self, *, after: str, is_new: bool) -> None:
+        """Another pod on the same path, in the place of the one with the UID `after`, unless one is there already."""
+        if self.living():
+            return
+        self.place.failures.check(self.name)
+        try:
+            await self._create(await self._plan_again(), after=after, is_new=is_new)
+        except DriverError as error:
+            self.place.cluster.notices.failed(self.place.node, self.name, error)
+            raise
+
+    async def _plan_again(self) -> Plan:
+        """From today's objects, never from a copy (promise 19)."""
+        planner = self.place.cluster.planner
+        handle = planner.volumes.handle(self.name.rpartition("-")[0])
+        self.plan = await planner.plan(handle, node=self.place.node)
+        return self.plan
+
+    async def create_successor(self, old: Pod) -> Pod:
+        """A pod that waits for the lock of this one."""
+        return await self._create(await self._plan_again(), after=old.metadata.uid)
+
+    async def _create(self, plan: Plan, *, after: str = "", is_new: bool = False) -> Pod:
+        await self.place.service.prepare(self.name, timeout=_PREPARE_TIMEOUT, keep=True)
+        wish = Wish(
+            node=self.place.node,
+            mount=self.name,
+            plan=plan,
+            targets=self.place.references.targets(self.name),
+            after=after,
+            is_new=is_new,
+            has_requests=not self._is_short,
+        )
+        pod = await self.place.cluster.maker.create(wish)
+        self._say(ClientStarting(attempt=1))
+        return pod
+
+    # ---- its ends
+
+    def _failing(self) -> Failing:
+        marks = self.plan.filesystem.marks if self.plan else ()
+        return Failing(maker=self.place.cluster.maker, marks=marks)
+
+    async def _fail(self, pod: Pod, error: CommandFailed, *, is_final: bool) -> None:
+        """A client that never came up: say why. One that Kubernetes may still start is left to it."""
+        self.place.cluster.notices.failed(self.place.node, self.name, error)
+        if is_final:
+            self.place.failures.add(self.name, error)
+            await self.place.cluster.maker.delete(pod, grace=0)
+            self.waiting.end()
+            self._say(MountFailed(reason=error.reason, message=str(error).removeprefix(f"{error.reason}: ")))
+
+    async def _forget(self) -> None:
+        """Nobody waits for it any more, and it never came up."""
+        if await self.place.service.close(self.name):
+            self._is_ending = True
+            for pod in self.pods():
+                await self.place.cluster.maker.delete(pod)
+
+    def _closed(self) -> None:
+        self._is_ending = self._is_short = False
+        self._left.clear()
+        self.waiting.end()
+        self.place.failures.forget(self.name)
+        self.place.references.forget(self.name)
+        self.place.cluster.notices.closed(self.place.node, self.name)
+        self._say(MountClosed())
+        self.plan = None
+
+    def _say_exit(self, pod: Pod) -> None:
+        ended = next((one.state.terminated for one in pod.status.container_statuses if one.name == CONTAINER), None)
+        self._say(ClientExited(exit_code=ended.exit_code if ended else -1, last_line=pod.status.message))
+
+    def _say(self, what: MountClosed | MountFailed | ClientExited | ClientStarting) -> None:
+        volume = self.plan.settings.volume_id if self.plan else ""
+        self.place.cluster.bus.say(what, volume_id=volume, mount=self.name, node=self.place.node)
