@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.mountpod.pod_state import State, verdict
 from shared.errors import Busy, DriverError, NotReady
+from shared.manifests import pod_name
 from shared.objects import Pod
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ async def replace_in_order(mount: "Mount") -> None:
     Raises:
         Busy: it is starting, or being replaced. NotReady: the successor did not come in time; which one serves is said.
     """
-    present, maker = mount.pods(), mount.place.cluster.maker
-    if len(present) != 1 or verdict(present[0]).state is not State.RUNNING:
-        raise Busy(f"{mount.name} is starting, or being replaced")
-    old = present[0]
+    old, maker = _serving(mount), mount.place.cluster.maker
     new = await mount.create_successor(old)
     try:
         await _running(mount, new)
@@ -47,6 +45,18 @@ async def replace_in_order(mount: "Mount") -> None:
             await mount.handed_in.wait()
     except TimeoutError:
         raise NotReady(f"{mount.name}: pod {new.metadata.name} has not taken over yet: see its log") from None
+
+
+def _serving(mount: "Mount") -> Pod:
+    """The pod that serves; a successor that waits since mountpod was cut off is no obstacle: it is found again."""
+    present = mount.pods()
+    names = {pod_name(mount.place.node, mount.name, after=pod.metadata.uid): pod for pod in present}
+    old = next((names[pod.metadata.name] for pod in present if pod.metadata.name in names), present[0])
+    others = {pod.metadata.name for pod in present if pod is not old}
+    is_serving = verdict(old).state is State.RUNNING
+    if not is_serving or others - {pod_name(mount.place.node, mount.name, after=old.metadata.uid)}:
+        raise Busy(f"{mount.name} is starting, or being replaced")
+    return old
 
 
 async def let_go(mount: "Mount") -> None:
