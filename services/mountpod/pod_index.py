@@ -1,5 +1,6 @@
 """The mount pods of all nodes, by node and mount: what the API server last said of them, and what we just made."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from shared.settings import ClientSettings, is_mount_name, parse
 FINALIZER: Final = "juicefs.com/finalizer"
 """Of the earlier driver's mount pods."""
 _NAME: Final = "juicefs-"
+_UNSEEN: Final = 60.0
+"""Seconds until the watch has told of what was made."""
 
 
 class PodIndex:
@@ -33,6 +36,7 @@ class PodIndex:
             on_change=self._changed,
         )
         self._pods: defaultdict[tuple[str, str], dict[str, Pod]] = defaultdict(dict)
+        self._unseen: dict[str, float] = {}
         self._listeners: dict[str, Callable[[str], None]] = {}
         self.synced = self._informer.synced
 
@@ -48,6 +52,7 @@ class PodIndex:
 
     def of(self, node: str, mount: str) -> list[Pod]:
         """The pods of one mount, the oldest first."""
+        self._drop_unseen(node, mount)
         pods = self._pods.get((node, mount), {}).values()
         return sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp or "", pod.metadata.name))
 
@@ -65,7 +70,16 @@ class PodIndex:
         key = _key(pod)
         if key is not None and pod.metadata.uid not in self._pods[key]:
             self._pods[key][pod.metadata.uid] = pod
+            self._unseen[pod.metadata.uid] = _now()
         return pod
+
+    def _drop_unseen(self, node: str, mount: str) -> None:
+        """What we made and the API server's watch never told of: it came and went while there was none."""
+        known = self._pods.get((node, mount), {})
+        for uid in [uid for uid in known if self._unseen.get(uid, _now()) < _now() - _UNSEEN and self.is_current]:
+            del known[uid], self._unseen[uid]
+        if not known:
+            self._pods.pop((node, mount), None)
 
     def leaves(self, pod: Pod) -> None:
         """What we deleted, before the API server's watch tells of it: nobody is to take it for one that serves."""
@@ -80,9 +94,10 @@ class PodIndex:
         key = _key(pod) if pod is not None else None
         if pod is None or key is None:
             return
+        self._unseen.pop(pod.metadata.uid, None)
         if new is not None:
             self._pods[key][pod.metadata.uid] = pod
-        else:
+        elif key in self._pods:
             self._pods[key].pop(pod.metadata.uid, None)
             if not self._pods[key]:
                 del self._pods[key]
@@ -116,3 +131,7 @@ def settings_of(mount: str, pods: list[Pod]) -> ClientSettings:
             context = {"juicefs/mount-delete-delay": pod.metadata.annotations.get(DELETE_DELAY, "")}
             return parse(volume_id=volume, context=context, mount_options=(), credentials="")
     return parse(volume_id=volume, context={}, mount_options=(), credentials="")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -5,7 +5,7 @@ from enum import Enum, auto
 from typing import Final
 
 from shared.manifests import CONTAINER
-from shared.objects import ContainerState, Pod
+from shared.objects import ContainerState, Pod, PodStatus
 
 IMAGE_PULL: Final = "IMAGE_PULL"
 UNSCHEDULABLE: Final = "UNSCHEDULABLE"
@@ -14,7 +14,6 @@ POD_FAILED: Final = "POD_FAILED"
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 _IMAGE: Final = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
-_SHORT: Final = ("OutOf", "UnexpectedAdmissionError")
 
 
 class State(Enum):
@@ -54,11 +53,12 @@ def verdict(pod: Pod) -> Verdict:
     if pod.metadata.deletion_timestamp:
         return Verdict(state=State.LEAVING)
     if status.phase == "Failed":
-        is_short = status.reason.startswith(_SHORT)
-        words = status.message or _last_words(_container(pod))
-        reason = UNSCHEDULABLE if is_short else POD_FAILED
+        is_short = _is_short(status)
+        words = _joined(status.reason, status.message or _last_words(_container(pod)))
         return Verdict(
-            state=State.SHORT if is_short else State.ENDED, reason=reason, message=f"{status.reason}: {words}"
+            state=State.SHORT if is_short else State.ENDED,
+            reason=UNSCHEDULABLE if is_short else POD_FAILED,
+            message=words,
         )
     if status.phase == "Succeeded":
         return Verdict(state=State.ENDED)
@@ -76,6 +76,12 @@ def restarts(pod: Pod) -> int:
     return next((one.restart_count for one in pod.status.container_statuses if one.name == CONTAINER), 0)
 
 
+def _is_short(status: PodStatus) -> bool:
+    """behaviour.md 4.8: kubelet had no room for what is requested, and could make none."""
+    is_unexpected = status.reason == "UnexpectedAdmissionError"
+    return "OutOf" in status.reason or (is_unexpected and "reclaim" in status.message)
+
+
 def _container(pod: Pod) -> ContainerState:
     """The first init container that is not well, or else the client's."""
     for one in pod.status.init_container_statuses:
@@ -91,7 +97,7 @@ def _of_container(state: ContainerState) -> Verdict:
         reason = OUT_OF_MEMORY if state.terminated.reason == "OOMKilled" else POD_FAILED
         return Verdict(state=State.EXITED, reason=reason, message=_last_words(state))
     waiting = state.waiting.reason if state.waiting else ""
-    message = f"{waiting}: {state.waiting.message}" if state.waiting else ""
+    message = _joined(waiting, state.waiting.message) if state.waiting else ""
     if waiting in _IMAGE:
         return Verdict(state=State.STUCK, reason=IMAGE_PULL, message=message)
     if waiting in _CONFIG:
@@ -99,6 +105,10 @@ def _of_container(state: ContainerState) -> Verdict:
     if waiting == "CrashLoopBackOff":
         return Verdict(state=State.CRASHED, reason=POD_FAILED, message=message)
     return Verdict(state=State.STARTING)
+
+
+def _joined(*words: str) -> str:
+    return ": ".join(filter(None, words))
 
 
 def _last_words(state: ContainerState) -> str:

@@ -82,6 +82,8 @@ class Clients:
         elif event.service_started is not None or event.mount_closed is not None:
             self._changes += 1
             self._table.nudge()
+        if event.service_started is not None:  # with another configuration, perhaps
+            self._known = {}
         if event.mount_closed is not None:
             self._answers.forget(event.mount)
         if event.mount_superseded is not None or event.mount_closed is not None:
