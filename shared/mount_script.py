@@ -37,7 +37,7 @@ while :; do
     wait "$client"
     code=$?
     unset _JFS_META_SID _FUSE_STATE_PATH
-    kill -KILL -- "-$client" 2>/dev/null
+    kill -KILL "-$client" 2>/dev/null
     if [ "$code" -eq 0 ]; then
         is_mounted || [ -z "$CSI_CLEAN" ] || clean
         exit 0
