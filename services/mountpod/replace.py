@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from services.mountpod.pod_state import State, verdict
-from shared.errors import Busy, DriverError, NotReady
+from shared.errors import Busy, DriverError, InUse, NotReady
+from shared.manifests import MOUNT
 from shared.objects import Pod
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ async def replace_in_order(mount: "Mount") -> None:
     """The client of this mount is another pod's when this returns.
 
     Raises:
-        Busy: it is starting, or being replaced. NotReady: the successor did not come in time; which one serves is said.
+        Busy: it is starting, or being replaced. InUse: it is no pod of ours.
+        NotReady: the successor did not come in time; which one serves is said.
     """
     present, maker = mount.pods(), mount.place.cluster.maker
     if len(present) != 1 or verdict(present[0]).state is not State.RUNNING:
         raise Busy(f"{mount.name} is starting, or being replaced")
     old = present[0]
+    if MOUNT not in old.metadata.annotations:
+        raise InUse(f"{mount.name} was made by another driver, and can't hand over: it ends with its users")
     try:
         new = await _started(mount, old)
     except _Short:  # the node has no room for what two of them ask for
