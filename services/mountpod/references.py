@@ -61,12 +61,11 @@ class References:
         self._note(name)
 
     def hear(self, event: Event) -> None:
-        targets = self._targets.setdefault(event.mount, set()) if event.mount else set()
         if event.target_bound is not None:
-            targets.add(event.target_bound.target)
+            self._targets.setdefault(event.mount, set()).add(event.target_bound.target)
             self._note(event.mount)
-        elif event.target_unbound is not None:
-            targets.discard(event.target_unbound.target)
+        elif event.target_unbound is not None and event.mount in self._targets:
+            self._targets[event.mount].discard(event.target_unbound.target)
             self._note(event.mount)
 
     def forget(self, name: str) -> None:

@@ -17,6 +17,7 @@ from services.mountpod.notices import Notices
 from services.mountpod.planner import Planner, Volumes
 from services.mountpod.pod_index import PodIndex
 from services.mountpod.pod_maker import PodMaker
+from services.mountpod.pod_state import State, verdict
 from services.mountpod.pods import Pods
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.service import MountpodService
@@ -26,10 +27,12 @@ from shared.filesystem import credentials_digest
 from shared.identity import DRIVER_NAME
 from shared.kubernetes import EVENTS, NAMESPACES, PERSISTENT_VOLUMES, PODS, SECRETS, Kubernetes
 from shared.layout import Layout
+from shared.objects import Pod
 from shared.pod_settings import PodSettings
 from shared.recorder import Recorder
 from tests.fakes.bus import MemoryBus
 from tests.fakes.node import FakeNode
+from tests.waiting import until
 
 Object = dict[str, Any]
 SECRET = {"name": "demo", "metaurl": "redis://:marker-1@redis/1", "storage": "s3", "bucket": "https://b.example"}
@@ -42,7 +45,7 @@ class Stage:
 
     api: Kubernetes
     name: str = field(default_factory=lambda: f"t{token_hex(4)}")
-    requests: list[str] = field(default_factory=list)
+    is_led: bool = False
 
     def __post_init__(self) -> None:
         self.bus = MemoryBus()
@@ -84,12 +87,14 @@ class Stage:
         self.bus.on_event("juicefs.event.node.n1.>", pods.hear)
         parts = (self.cluster.planner.volumes, self.cluster.index, self.recorder, pods, self.reconcile)
         tasks = [asyncio.create_task(part.run()) for part in parts]
+        self.is_led = True
         try:
             async with asyncio.timeout(10):
                 await self.cluster.planner.volumes.synced.wait()
                 await self.cluster.index.synced.wait()
             yield pods
         finally:
+            self.is_led = False
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -166,6 +171,11 @@ class Stage:
         for pod in await self.pods():
             if "deletionTimestamp" not in pod["metadata"]:
                 await self.kubelet_says(pod=pod, **container(running={}))
+        await until(lambda: not self.is_led or all(_runs(pod) for pod in self.known()))
+
+    def known(self) -> list[Pod]:
+        """What the index has."""
+        return [pod for mount in self.cluster.index._pods.values() for pod in mount.values()]
 
     async def kubelet_ends(self) -> None:
         """Every pod that is to go, is gone."""
@@ -216,6 +226,10 @@ class Stage:
 
 
 _PLURALS = {"pods", "secrets", "events", "persistentvolumeclaims", "persistentvolumes", "nodes"}
+
+
+def _runs(pod: Pod) -> bool:
+    return bool(pod.metadata.deletion_timestamp) or verdict(pod).state is State.RUNNING
 
 
 def container(*, restarts: int = 0, phase: str = "Running", **state: Any) -> Object:
