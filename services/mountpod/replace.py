@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from services.mountpod.pod_state import State, verdict
-from shared.errors import Busy, DriverError, InUse, NotReady
+from shared.errors import Busy, DriverError, InUse, NotFound, NotReady
 from shared.manifests import MOUNT, pod_name
 from shared.objects import Pod
 
@@ -52,7 +52,8 @@ async def replace_in_order(mount: "Mount") -> None:
 
 def _serving(mount: "Mount") -> Pod:
     """The pod that serves; a successor that waits since mountpod was cut off is no obstacle: it is found again."""
-    present = mount.pods()
+    if not (present := mount.pods()):
+        raise NotFound(f"the client of {mount.name} has ended")
     names = {pod_name(mount.place.node, mount.name, after=pod.metadata.uid): pod for pod in present}
     old = next((names[pod.metadata.name] for pod in present if pod.metadata.name in names), present[0])
     others = {pod.metadata.name for pod in present if pod is not old}
