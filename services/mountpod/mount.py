@@ -135,8 +135,12 @@ class Mount:
         if report.targets or (report.expected and self._is_ending):
             self._is_ending = False
             await self._bring_back(after="", is_new=not report.targets)
-        elif self._is_ending:
+        elif self._is_ending or self._is_left_over(report):
             self._closed()
+
+    def _is_left_over(self, report: MountReport) -> bool:
+        """Something of it lies on the node, and nobody told the node that it has ended."""
+        return bool(report.mount) and not (report.device or report.expected or self.waiting.is_begun)
 
     async def _attend_pod(self, pod: Pod, found: Verdict, report: MountReport) -> None:
         """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""

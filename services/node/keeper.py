@@ -63,6 +63,7 @@ class Keeper:
             name=f"keeper {self._client.name}",
             context=Context(),  # what it hears later is no part of the request that it was opened for
         )
+        self._task.add_done_callback(lambda _: listener.close())  # also if it is cancelled before it begins
 
     def close(self) -> None:
         """Stop listening and forget the descriptor: the client is ended on purpose."""
@@ -81,15 +82,14 @@ class Keeper:
 
     async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with closing(listener):
-            async with asyncio.TaskGroup() as conversations:
-                while True:
-                    try:
-                        connection, _ = await loop.sock_accept(listener)
-                    except OSError:  # out of descriptors: it may pass
-                        await asyncio.sleep(1.0)
-                        continue
-                    conversations.create_task(self._converse(connection))
+        async with asyncio.TaskGroup() as conversations:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError:  # out of descriptors: it may pass
+                    await asyncio.sleep(1.0)
+                    continue
+                conversations.create_task(self._converse(connection))
 
     async def _converse(self, connection: socket.socket) -> None:
         """One client's turn: it hears what we hold and says what it did."""

@@ -28,7 +28,10 @@ class Session:
     def parse(cls, content: bytes) -> Self:
         """Raises ValueError, KeyError or TypeError for what is no client's file."""
         found: dict[str, Any] = orjson.loads(content)
-        return cls(number=int(found["Meta"]["Sid"]), state=str(Path(found["StatePath"])))
+        state = str(Path(found["StatePath"]))
+        if "\n" in state:
+            raise ValueError("a path of more than one line")
+        return cls(number=int(found["Meta"]["Sid"]), state=state)
 
     def write(self, path: Path) -> None:
         """Two lines, seen whole or not at all."""

@@ -146,6 +146,17 @@ async def test_the_last_target_takes_its_client_along(stage: Stage) -> None:
     assert stage.node.devices[name] == ""
 
 
+async def test_what_is_left_on_a_node_is_told_to_be_over(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Level-triggered: MountClosed may have been lost, and the node keeps a client's directory until it hears it."""
+    monkeypatch.setattr(pods_module, "_PERIOD", 0.1)
+    waiting, over = f"{stage.handle}-aaaaaa", f"{stage.handle}-bbbbbb"
+    stage.node.devices |= {waiting: "", over: ""}
+    stage.node.expected.add(waiting)
+    async with stage.leading():
+        await until(lambda: "MountClosed" in stage.bus.kinds())
+    assert {said.mount for said in stage.bus.said if said.mount_closed is not None} == {over}
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 async def test_a_publish_beside_an_end_gets_another_pod(stage: Stage, order: str) -> None:
     """Promise 14: it is never left with the one that goes."""
