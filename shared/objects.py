@@ -204,6 +204,7 @@ class Container(_Part, frozen=True):
 
     name: str = ""
     image: str = ""
+    command: tuple[str, ...] = ()
 
 
 class ClaimSource(_Part, frozen=True):

@@ -131,9 +131,10 @@ class Mount:
                 await self._forget()
 
     async def _attend_bare(self, report: MountReport) -> None:
-        """No pod: its targets need one, or it has ended."""
-        if report.targets:
-            await self._bring_back(after="", is_new=False)
+        """No pod: its targets need one, or a publish that came while it ended, or it has ended."""
+        if report.targets or (report.expected and self._is_ending):
+            self._is_ending = False
+            await self._bring_back(after="", is_new=not report.targets)
         elif self._is_ending:
             self._closed()
 
@@ -141,21 +142,30 @@ class Mount:
         """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""
         is_new = self.waiting.is_begun and not (report.targets or report.device)
         uid = pod.metadata.uid
-        if is_new and (error := await self._failing().why(pod, found, doubt=self.waiting.doubt())):
+        if is_new and (error := await (await self._failing()).why(pod, found, doubt=self.waiting.doubt())):
             await self._fail(pod, error, is_final=found.state is not State.STUCK)
+        elif found.state is State.STUCK and report.targets:
+            await self._unstick(pod, found)
         elif found.state in {State.CRASHED, State.ENDED, State.SHORT}:
             self._is_short = self._is_short or found.state is State.SHORT
             self._say_exit(pod)
             if report.targets or is_new:
                 await self._bring_back(after=uid, is_new=is_new)
-                if found.state is State.CRASHED:
-                    again = NotReady(f"the client of {self.name} was started anew a moment ago: try again")
-                    self.place.failures.add(self.name, again)
+                again = f"the client of {self.name} was started anew a moment ago: {found.message or 'try again'}"
+                self.place.failures.add(self.name, NotReady(again))
             await self.place.cluster.maker.delete(pod)
         elif found.state is State.LEAVING and report.targets and uid not in self._left:
             await self._bring_back(after=uid, is_new=False)
             self._left.add(uid)
             await let_go(self)
+
+    async def _unstick(self, pod: Pod, found: Verdict) -> None:
+        """A successor that Kubernetes can't start: users hear why, and what was corrected since is taken."""
+        self.place.cluster.notices.failed(self.place.node, self.name, stuck(pod, found))
+        plan = await self._plan_again()
+        if pod.metadata.labels.get("juicefs-hash") != plan.settings.digest[:63]:
+            await self._create(plan, after=pod.metadata.uid)
+            await self.place.cluster.maker.delete(pod, grace=0)
 
     def _verdict(self, pod: Pod) -> Verdict:
         """A node that is short of something is asked for less, once; and only if the configuration says so."""
@@ -210,9 +220,9 @@ class Mount:
 
     # ---- its ends
 
-    def _failing(self) -> Failing:
-        marks = self.plan.filesystem.marks if self.plan else ()
-        return Failing(maker=self.place.cluster.maker, marks=marks)
+    async def _failing(self) -> Failing:
+        plan = self.plan or await self._plan_again()  # without it nobody knows what is not to be shown
+        return Failing(maker=self.place.cluster.maker, marks=plan.filesystem.marks)
 
     async def _fail(self, pod: Pod, error: CommandFailed, *, is_final: bool) -> None:
         """A client that never came up: say why. One that Kubernetes may still start is left to it."""

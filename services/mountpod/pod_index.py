@@ -6,11 +6,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from shared.errors import InvalidRequest
 from shared.informer import Informer
 from shared.kubernetes import PODS, Kubernetes
-from shared.manifests import DELETE_DELAY, MOUNT, MOUNT_POD
+from shared.manifests import CONTAINER, DELETE_DELAY, MOUNT, MOUNT_POD
 from shared.objects import Pod
 from shared.settings import ClientSettings, is_mount_name, parse
 
@@ -66,6 +67,14 @@ class PodIndex:
             self._pods[key][pod.metadata.uid] = pod
         return pod
 
+    def leaves(self, pod: Pod) -> None:
+        """What we deleted, before the API server's watch tells of it: nobody is to take it for one that serves."""
+        key = _key(pod)
+        known = self._pods[key].get(pod.metadata.uid) if key is not None and key in self._pods else None
+        if key is not None and known is not None and not known.metadata.deletion_timestamp:
+            metadata = replace(known.metadata, deletion_timestamp=known.metadata.creation_timestamp or "now")
+            self._pods[key][pod.metadata.uid] = replace(known, metadata=metadata)
+
     def _changed(self, old: Pod | None, new: Pod | None) -> None:
         pod = new or old
         key = _key(pod) if pod is not None else None
@@ -83,10 +92,20 @@ class PodIndex:
 
 
 def _key(pod: Pod) -> tuple[str, str] | None:
-    """(node, mount): by the annotation of ours, or by the name of a pod that the earlier driver made."""
+    """(node, mount): by the annotation of ours, or by what a pod that the earlier driver made mounts, or its name."""
     node = pod.spec.node_name
-    mount = pod.metadata.annotations.get(MOUNT) or pod.metadata.name.removeprefix(f"{_NAME}{node}-")
+    named = pod.metadata.name.removeprefix(f"{_NAME}{node}-")
+    mount = pod.metadata.annotations.get(MOUNT) or _mounted(pod) or named
     return (node, mount) if node and is_mount_name(mount) else None
+
+
+def _mounted(pod: Pod) -> str:
+    """One that was brought back has another name; its command's last line says what it mounts (behaviour.md 4.2)."""
+    for container in pod.spec.containers:
+        if container.name == CONTAINER and container.command:
+            words = container.command[-1].strip().rpartition("\n")[2].removeprefix("exec ").split()
+            return words[2].rpartition("/")[2] if len(words) > 2 else ""  # noqa: PLR2004 - program, source, directory
+    return ""
 
 
 def settings_of(mount: str, pods: list[Pod]) -> ClientSettings:

@@ -67,14 +67,16 @@ class PodMaker:
         try:
             if FINALIZER in pod.metadata.finalizers:
                 rest = [finalizer for finalizer in pod.metadata.finalizers if finalizer != FINALIZER]
-                await self._api.patch(PODS, name, {"metadata": {"finalizers": rest}}, namespace=self._namespace)
+                body = {"metadata": {"finalizers": rest, "uid": pod.metadata.uid}}
+                await self._api.patch(PODS, name, body, namespace=self._namespace)
             await self._api.delete(PODS, name, namespace=self._namespace, uid=pod.metadata.uid, grace=grace)
         except (NotFound, Conflict):
             return
+        self._index.leaves(pod)
 
     async def annotate(self, pod: Pod, annotations: dict[str, str | None]) -> None:
         """Set annotations; None removes one. A pod that is gone is fine."""
-        with suppress(NotFound):
+        with suppress(NotFound, Conflict):
             body = {"metadata": {"annotations": annotations, "uid": pod.metadata.uid}}
             await self._api.patch(PODS, pod.metadata.name, body, namespace=self._namespace)
 

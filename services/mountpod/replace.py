@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.mountpod.pod_state import State, verdict
 from shared.errors import Busy, DriverError, InUse, NotReady
-from shared.manifests import MOUNT
+from shared.manifests import MOUNT, pod_name
 from shared.objects import Pod
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ async def replace_in_order(mount: "Mount") -> None:
         Busy: it is starting, or being replaced. InUse: it is no pod of ours.
         NotReady: the successor did not come in time; which one serves is said.
     """
-    present, maker = mount.pods(), mount.place.cluster.maker
-    if len(present) != 1 or verdict(present[0]).state is not State.RUNNING:
-        raise Busy(f"{mount.name} is starting, or being replaced")
-    old = present[0]
+    old, maker = _serving(mount), mount.place.cluster.maker
     if MOUNT not in old.metadata.annotations:
         raise InUse(f"{mount.name} was made by another driver, and can't hand over: it ends with its users")
     try:
@@ -64,6 +61,18 @@ async def _started(mount: "Mount", old: Pod) -> Pod:
         await mount.place.cluster.maker.delete(new, grace=0)
         raise
     return new
+
+
+def _serving(mount: "Mount") -> Pod:
+    """The pod that serves; a successor that waits since mountpod was cut off is no obstacle: it is found again."""
+    present = mount.pods()
+    names = {pod_name(mount.place.node, mount.name, after=pod.metadata.uid): pod for pod in present}
+    old = next((names[pod.metadata.name] for pod in present if pod.metadata.name in names), present[0])
+    others = {pod.metadata.name for pod in present if pod is not old}
+    is_serving = verdict(old).state is State.RUNNING
+    if not is_serving or others - {pod_name(mount.place.node, mount.name, after=old.metadata.uid)}:
+        raise Busy(f"{mount.name} is starting, or being replaced")
+    return old
 
 
 async def let_go(mount: "Mount") -> None:
