@@ -17,6 +17,10 @@ Tell = Callable[[str], None]
 """Says how far a long measurement is."""
 
 
+class Skipped(Exception):
+    """Why something can't be measured here; that is no failure."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One figure: the median of its samples, all in `unit`.
