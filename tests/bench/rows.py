@@ -52,6 +52,11 @@ class Row:
         return self.floor / self.figure if self.unit == "/s" else self.figure / self.floor
 
     @property
+    def is_of_cluster(self) -> bool:
+        """Of Kubernetes, not of a driver on this machine alone."""
+        return self.name.startswith(("k8s-", "scale-"))
+
+    @property
     def bar(self) -> str:
         if self.times is not None:
             return f"≤ {self.times:g} × floor"

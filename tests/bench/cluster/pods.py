@@ -128,10 +128,16 @@ async def bursts(tell: Tell) -> list[Row]:
             _BURSTS, lambda number: _each(here, number), lambda number: _plain(here, number, _EACH), tell=tell
         )
     return [
-        Row(name="k8s-one", what=f"{_ONE} pods of one new volume", unit="s", samples=one[0], floors=one[1]),
+        Row(
+            name="k8s-one",
+            what=f"{_ONE} pods of one new volume at once: the last is ready, beside pods without a volume",
+            unit="s",
+            samples=one[0],
+            floors=one[1],
+        ),
         Row(
             name="k8s-each",
-            what=f"{_EACH} claims and a pod of each, at once",
+            what=f"{_EACH} claims and a pod of each at once: the last is ready, beside pods without a volume",
             unit="s",
             samples=each[0],
             floors=each[1],
