@@ -51,13 +51,14 @@ class Lease:
         """Asked of the clock, so that it is right even after this process was stopped for a while."""
         return _now() < self._leads_until
 
-    async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def lead(self, work: Callable[[], Awaitable[None]], *, follows: bool = True) -> None:
         """Wait until we lead, then do `work`; the lease is released when that ends, or this is cancelled.
 
         Raises:
             NotReady: the lease was lost, and work with it; it has ended by then, or had the rest of the lease for it.
+                Or somebody else leads, and we don't want to wait for their end (not `follows`).
         """
-        await self._win()
+        await self._win(follows=follows)
         _log.info("leading", lease=self._name, identity=self._identity)
         working = asyncio.ensure_future(work())
         keeping = asyncio.create_task(self._keep())
@@ -73,7 +74,7 @@ class Lease:
             if working.done():
                 await self._release()
 
-    async def _win(self) -> None:
+    async def _win(self, *, follows: bool) -> None:
         is_told = False
         while True:
             sent = _now()
@@ -85,6 +86,9 @@ class Lease:
                 if not is_told:
                     _log.warning("lease out of reach", lease=self._name, error=str(error) or "no answer in time")
                 is_told = True
+            else:
+                if not (is_ours or follows):
+                    raise NotReady(f"{_holder(self._found)} holds the lease {self._name}")
             if is_ours:
                 self._leads_until = sent + self._timing.deadline
                 return

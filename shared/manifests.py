@@ -131,7 +131,7 @@ class MountPod:
         return {
             "name": CONTAINER,
             "image": self.pod.image,
-            "command": ["/bin/sh", "-c", SCRIPT, CONTAINER],
+            "command": ["/bin/sh", "-c", _literal(SCRIPT), CONTAINER],
             "args": ["/bin/mount.juicefs", "$(CSI_META_URL)", self.point, "-o", _literal(self._options(patch))],
             "env": [*self._environment(), *patch.get("env", ())],
             "envFrom": [{"secretRef": {"name": secret_name(self.client.volume_id)}}],

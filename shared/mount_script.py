@@ -5,7 +5,7 @@ from typing import Final
 # The client of a container: one lock for its life, the hand-over of a client before it, and a loop, since kubelet's
 # own restarts are backed off by minutes. It ends when its mount is gone, or never came.
 SCRIPT: Final = r"""
-set -mu
+set -u
 exec 9>>/tmp/alive
 trap 'exit 143' TERM
 flock -w 900 9 &
@@ -32,12 +32,12 @@ while :; do
         export _JFS_META_SID _FUSE_STATE_PATH
     fi
     began=$(date +%s)
-    "$@" &
+    setsid "$@" &
     client=$!
     wait "$client"
     code=$?
     unset _JFS_META_SID _FUSE_STATE_PATH
-    kill -KILL -- "-$client" 2>/dev/null
+    kill -KILL "-$client" 2>/dev/null
     if [ "$code" -eq 0 ]; then
         is_mounted || [ -z "$CSI_CLEAN" ] || clean
         exit 0
@@ -54,7 +54,7 @@ LEAVE: Final = r"""
 tries=0
 until [ -e /tmp/resume ]; do
     tries=$((tries + 1))
-    [ "$tries" -lt 80 ] || exit 0
+    [ "$tries" -lt 80 ] || { rm -f /tmp/leaving; exit 0; }
     sleep 0.1
 done
 rm -f /tmp/leaving

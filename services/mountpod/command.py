@@ -14,7 +14,7 @@ import orjson
 from shared import log, options
 from shared.api.juicefs.v1 import ListReply, ListRequest, RestartReply, RestartRequest
 from shared.bus import Bus
-from shared.errors import DriverError, NotReady
+from shared.errors import DriverError, InUse, NotReady
 
 _CONNECT_TIMEOUT: Final = 5.0
 _LIST_WAIT: Final = 1.0
@@ -48,25 +48,28 @@ async def find(bus: Bus, *, volume: str = "", node: str = "") -> list[Client]:
 
 
 async def upgrade(bus: Bus, clients: Sequence[Client], *, is_json: bool) -> int:
-    """Replace each by a client made of today's settings and image; stop at the first that fails. The exit code."""
+    """Replace each by a client made of today's settings and image; stop at the first that fails. The exit code.
+
+    Pods of another driver, which can't hand over, are left alone.
+    """
     for number, client in enumerate(clients, start=1):
         place = f"[{number}/{len(clients)}] {client.node}  {client.mount}"
         began = time.monotonic()
         if not is_json:
             print(f"{place}  …", end="", flush=True)
         subject = f"juicefs.rpc.mountpod.{client.node}.Restart"
-        error = ""
+        error, is_left = "", False
         try:
             await bus.request(subject, RestartRequest(mount=client.mount), RestartReply, timeout=_RESTART_TIMEOUT)
         except DriverError as refusal:
-            error = str(refusal)
+            error, is_left = str(refusal), isinstance(refusal, InUse)
         seconds = time.monotonic() - began
         if is_json:
             facts = {"node": client.node, "volume": client.volume, "mount": client.mount, "seconds": round(seconds, 3)}
             print(orjson.dumps(facts | {"error": error}).decode(), flush=True)
         else:
             print(f" {error}" if error else f" replaced in {seconds:.1f} s", flush=True)
-        if error:
+        if error and not is_left:
             rest = len(clients) - number
             _tell(f"stopped: {rest} of {len(clients)} not tried; what was replaced stays so, and all go on serving")
             return 1

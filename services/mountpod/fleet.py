@@ -44,10 +44,14 @@ class Fleet:
     async def run(self, cluster: Cluster) -> None:
         """Serve every node, until cancelled."""
         self._cluster = cluster
-        async with asyncio.TaskGroup() as self._tasks:
-            for node in self._nodes.objects:
-                self._start(node)
-            await asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for node in self._nodes.objects:
+                    self._start(node)
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._tasks = None
+            self._running.clear()
 
     def supersede(self) -> None:
         """The configuration has changed: every next publish asks again, and binds that are there keep theirs."""

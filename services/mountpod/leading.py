@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from services.mountpod.pod_index import PodIndex
 from services.mountpod.pod_maker import PodMaker
 from shared.api.juicefs.v1 import ServiceStarted
 from shared.bus import Bus
+from shared.errors import NotReady
 from shared.identity import DRIVER_NAME, VERSION
 from shared.kubeconfig import own_namespace
 from shared.kubernetes import Kubernetes
@@ -28,6 +29,7 @@ from shared.pod_patch import Configuration
 from shared.pod_settings import PodSettings
 from shared.recorder import Recorder
 
+_AGAIN: Final = 1.0
 LEASE: Final = "mountpod.juicefs.com"
 
 
@@ -87,7 +89,27 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
                 tasks.create_task(part.run())
             tasks.create_task(fleet.run_nodes())
             standing(None)
-            await lease.lead(partial(_serve, fleet, cluster, superseded=superseded, standing=standing))
+            await _lead(lease, index, partial(_serve, fleet, cluster, superseded=superseded, standing=standing))
+
+
+async def _lead(lease: Lease, index: PodIndex, serve: Callable[[], Awaitable[None]]) -> None:
+    """Serve while the Lease is ours.
+
+    When it is lost because the API server is away, nobody else has it: we stay, so that who asks hears what is missing.
+
+    Raises:
+        NotReady: somebody else leads by now. The program starts anew, as the one that waits.
+    """
+    follows = True
+    while True:
+        try:
+            await lease.lead(serve, follows=follows)
+        except NotReady as error:
+            if index.is_current:
+                raise
+            _log.warning("not leading while the API server is away", cause=str(error))
+            follows = False
+            await asyncio.sleep(_AGAIN)
 
 
 async def _serve(

@@ -165,6 +165,12 @@ class Mount:
             return replace(found, state=State.ENDED)
         return found
 
+    def asks_less(self) -> bool:
+        """From now on this mount's pods request nothing; False if they did so already, or must not."""
+        drops = self.place.cluster.planner.configuration.drops_requests
+        did, self._is_short = self._is_short, self._is_short or drops
+        return drops and not did
+
     async def _bring_back(self, *, after: str, is_new: bool) -> None:
         """Another pod on the same path, in the place of the one with the UID `after`, unless one is there already."""
         if self.living():

@@ -101,18 +101,25 @@ class Pods:
     async def run(self) -> None:
         """Look at every mount at each change, and every half minute, until cancelled."""
         self._cluster.index.listen(self.node, self._wake)
-        async with asyncio.TaskGroup() as self._tasks:
-            self._tasks.create_task(self._references.run(), name=f"references of {self.node}")
-            while True:
-                self._due.clear()
-                with suppress(DriverError):
-                    reports = await self._service.report()
-                    for name in {*reports, *self._cluster.index.mounts(self.node)}:
-                        self._references.found(name, reports.get(name))
-                        self._wake(name, reports.get(name, MountReport()))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_PERIOD):
-                        await self._due.wait()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._references.run(), name=f"references of {self.node}")
+                while True:
+                    self._due.clear()
+                    await self._look()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_PERIOD):
+                            await self._due.wait()
+        finally:
+            self._tasks = None
+
+    async def _look(self) -> None:
+        """At all, by what the node reports; while it can't be asked, at none."""
+        with suppress(DriverError):
+            reports = await self._service.report()
+            for name in {*reports, *self._cluster.index.mounts(self.node)}:
+                self._references.found(name, reports.get(name))
+                self._wake(name, reports.get(name, MountReport()))
 
     def hear(self, event: Event) -> None:
         """What the node says of clients and targets."""

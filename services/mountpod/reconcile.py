@@ -46,13 +46,17 @@ class Reconcile:
 
     async def run(self) -> None:
         """Look every half minute at what no event told, and when the node service has started; until cancelled."""
-        async with asyncio.TaskGroup() as self._tasks:
-            while True:
-                self._due.clear()
-                period = _PERIOD if await self.look() else _AGAIN
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(period):
-                        await self._due.wait()
+        self._idle.clear()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while True:
+                    self._due.clear()
+                    period = _PERIOD if await self.look() else _AGAIN
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(period):
+                            await self._due.wait()
+        finally:
+            self._tasks = None
 
     async def look(self) -> bool:
         """The same decisions as by events, from the node's report; False if there is none."""

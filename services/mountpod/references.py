@@ -17,7 +17,7 @@ from shared.errors import DriverError
 from shared.manifests import CONTAINER, reference, references
 
 _BEHIND: Final = 1.0  # seconds
-_UUID: Final = re.compile(r'"UUID": "([0-9a-f-]{36})"')
+_UUID: Final = re.compile(r"Disk cache \(\S*?/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/")
 _OURS: Final = "/volumes/kubernetes.io~csi/"
 """Kubelet's own binds of ours (volume-subpaths) are references, but not ones that a tool looks for."""
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from services.mountpod.pod_state import State, verdict
-from shared.errors import Busy, DriverError, NotReady
+from shared.errors import Busy, DriverError, InUse, NotReady
+from shared.manifests import MOUNT
 from shared.objects import Pod
 
 if TYPE_CHECKING:
@@ -23,22 +24,27 @@ _LEAVE_TIMEOUT: Final = 7.0
 _STEP: Final = 0.1
 
 
+class _Short(NotReady):
+    """The node is short of what the pod requests; the next one requests nothing."""
+
+
 async def replace_in_order(mount: "Mount") -> None:
     """The client of this mount is another pod's when this returns.
 
     Raises:
-        Busy: it is starting, or being replaced. NotReady: the successor did not come in time; which one serves is said.
+        Busy: it is starting, or being replaced. InUse: it is no pod of ours.
+        NotReady: the successor did not come in time; which one serves is said.
     """
     present, maker = mount.pods(), mount.place.cluster.maker
     if len(present) != 1 or verdict(present[0]).state is not State.RUNNING:
         raise Busy(f"{mount.name} is starting, or being replaced")
     old = present[0]
-    new = await mount.create_successor(old)
+    if MOUNT not in old.metadata.annotations:
+        raise InUse(f"{mount.name} was made by another driver, and can't hand over: it ends with its users")
     try:
-        await _running(mount, new)
-    except DriverError:
-        await maker.delete(new)
-        raise
+        new = await _started(mount, old)
+    except _Short:  # the node has no room for what two of them ask for
+        new = await _started(mount, old)
     mount.handed_in.clear()
     await maker.delete(old)
     await let_go(mount)
@@ -47,6 +53,17 @@ async def replace_in_order(mount: "Mount") -> None:
             await mount.handed_in.wait()
     except TimeoutError:
         raise NotReady(f"{mount.name}: pod {new.metadata.name} has not taken over yet: see its log") from None
+
+
+async def _started(mount: "Mount", old: Pod) -> Pod:
+    """A successor that waits for the lock; none is left when it does not come that far."""
+    new = await mount.create_successor(old)
+    try:
+        await _running(mount, new)
+    except DriverError:
+        await mount.place.cluster.maker.delete(new, grace=0)
+        raise
+    return new
 
 
 async def let_go(mount: "Mount") -> None:
@@ -68,6 +85,8 @@ async def _running(mount: "Mount", new: Pod) -> None:
                 found = next((verdict(pod) for pod in mount.pods() if pod.metadata.uid == new.metadata.uid), None)
                 if found is not None and found.state is State.RUNNING:
                     return
+                if found is not None and found.state is State.SHORT and mount.asks_less():
+                    raise _Short(found.message)
                 if found is None or found.state is not State.STARTING:
                     words = found.message if found else "it was deleted"
                     raise NotReady(f"pod {new.metadata.name} does not start: {words}; the client before it goes on")

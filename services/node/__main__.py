@@ -83,7 +83,15 @@ async def assemble(program: app.App, *, layout: Layout, table: MountTable, probe
     bus = Bus(url=program.nats_url, service="node", node=options.node, metrics=metrics)
     bindings = Bindings(layout.targets, table.read())
     mounts = Mounts(layout=layout, table=table, bindings=bindings, probes=probes, say=bus.say, metrics=metrics)
-    clients = Clients(layout=layout, table=table, mounts=mounts, probes=probes, bus=bus, node=options.node)
+    clients = Clients(
+        layout=layout,
+        table=table,
+        mounts=mounts,
+        probes=probes,
+        bus=bus,
+        node=options.node,
+        leaves_credentials=options.runtime == "processes",
+    )
     targets = Targets(
         table=table,
         mounts=mounts,
@@ -137,6 +145,12 @@ def main() -> int:
         "--mount-root", default=str(Layout().mount_root), metavar="DIR", help="of clients (%(default)s)"
     )
     parser.add_argument("--run-directory", default=str(Layout().run), metavar="DIR", help="a tmpfs (%(default)s)")
+    parser.add_argument(
+        "--runtime",
+        choices=["processes", "pods"],
+        default="processes",
+        help="mountpod's: to processes beside it the node hands the secrets of a publish on (%(default)s)",
+    )
     parser.add_argument(
         "--copied-targets",
         action="store_true",

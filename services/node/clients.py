@@ -57,9 +57,19 @@ class Wanted:
 class Clients:
     """Remembers which client answered which inputs; asks mountpod for the others, and waits for their mounts."""
 
-    def __init__(
-        self, *, layout: Layout, table: MountTable, mounts: Mounts, probes: Probes, bus: Bus, node: str
+    def __init__(  # noqa: PLR0913 - the parts of one program
+        self,
+        *,
+        layout: Layout,
+        table: MountTable,
+        mounts: Mounts,
+        probes: Probes,
+        bus: Bus,
+        node: str,
+        leaves_credentials: bool = True,
     ) -> None:
+        """With `leaves_credentials`, mountpod is on this machine and takes the secrets of a publish from here."""
+        self._leaves_credentials = leaves_credentials
         self._layout = layout
         self._table = table
         self._mounts = mounts
@@ -123,7 +133,8 @@ class Clients:
 
     async def _ensure(self, wanted: Wanted) -> str:
         """Ask mountpod for a client: it answers at once with the name."""
-        self._leave_credentials(wanted)
+        if self._leaves_credentials:
+            self._leave_credentials(wanted)
         request = EnsureRequest(
             volume_id=wanted.volume_id,
             volume_context=shared_context(wanted.context),
