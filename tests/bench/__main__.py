@@ -43,7 +43,8 @@ MEASUREMENTS: Final[dict[str, Callable[[Tell], Awaitable[list[Row]]]]] = {
     "k8s-pod-deleted": recovery.deleted,
     "k8s-memory": rest.containers,
     "k8s-requests": requests.requests,
-    "scale": scale.memory,
+    "scale-claims": scale.claims,
+    "scale-memory": scale.memory,
 }
 
 

@@ -1,19 +1,24 @@
-"""Memory of the services that watch a whole cluster: objects of many thousand volumes on an API server of our own.
+"""What the services that watch a whole cluster cost, on an API server of our own: memory, and claims a second.
 
-There is no kubelet: mount pods are objects of nodes that never answer.
+There is no kubelet and no controller of Kubernetes: mount pods are objects of nodes that never answer.
 """
 
 import asyncio
 import tempfile
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from demo.driver import Driver, program
+from demo.machine import background
 from shared.identity import DRIVER_NAME
-from shared.kubernetes import CLAIMS, NODES, PERSISTENT_VOLUMES, PODS, STORAGE_CLASSES, Kubernetes
+from shared.informer import Informer
+from shared.kubernetes import CLAIMS, NODES, PERSISTENT_VOLUMES, PODS, SECRETS, STORAGE_CLASSES, Kubernetes
+from shared.objects import PersistentVolume
 from tests.api_server import BIN, ApiServer, api_server
 from tests.bench import machine
 from tests.bench.rows import Row, Skipped, Tell
@@ -23,7 +28,10 @@ from tests.e2e.objects import Object
 _VOLUMES: Final = 20_000
 _PODS: Final = 2_000
 _NODES: Final = 100
+_CLAIMS: Final = 500
 _AT_ONCE: Final = 16
+_AGAIN: Final = 0.02
+_PATIENCE: Final = 200.0
 _SYSTEM: Final = "kube-system"
 _CLASS: Final = "juicefs-sc"
 _STEADY: Final = 3
@@ -34,31 +42,78 @@ _LIMITS: Final = {"mountpod": 160.0, "controller": 60.0}
 
 async def memory(tell: Tell) -> list[Row]:
     """PSS of mountpod and controller with 20,000 volumes and claims, 2,000 mount pods and 100 nodes in the cluster."""
+    async with services() as (driver, api):
+        await _fill(api, tell)
+        return [await _measured(driver, name, tell) for name in _LIMITS]
+
+
+async def claims(tell: Tell) -> list[Row]:
+    """500 claims at once until the controller has made their volumes, beside POSTs of as many PersistentVolumes."""
+    async with services() as (driver, api):
+        tell(f"{_CLAIMS} POSTs")
+        began = time.perf_counter()
+        await each(range(_CLAIMS), lambda number: api.create(PERSISTENT_VOLUMES, _volume(number, _id(number))))
+        raw = _CLAIMS / (time.perf_counter() - began)
+        secret = objects.secret("secret", _SYSTEM, database=0) | {"stringData": driver.secrets}
+        await api.create(SECRETS, secret, namespace=_SYSTEM)
+        parameters = objects.secret_parameters("secret", _SYSTEM)
+        await api.create(STORAGE_CLASSES, objects.storage_class(_CLASS, parameters, case="bench"))
+        await driver.start("controller")
+        volumes = Informer(api, PERSISTENT_VOLUMES, PersistentVolume)
+        async with background(volumes.run()):
+            await volumes.synced.wait()
+            await _made(api, volumes, 1)  # which formats the file system and starts its gateway
+            rate = _CLAIMS / await _made(api, volumes, _CLAIMS, tell=tell)
+    what = f"{_CLAIMS} claims at once, no other controller: PersistentVolumes made, beside plain POSTs of such"
+    return [Row(name="scale-claims", what=what, unit="/s", samples=[rate], floors=[raw], times=2.5)]
+
+
+async def _made(api: Kubernetes, volumes: Informer[PersistentVolume], count: int, *, tell: Tell | None = None) -> float:
+    """Seconds until so many new claims have volumes."""
+    before, began = len(volumes.objects), time.perf_counter()
+
+    async def claim(number: int) -> None:
+        annotations = {"volume.kubernetes.io/storage-provisioner": DRIVER_NAME}
+        name = f"new-{count}-{number}"
+        await api.create(
+            CLAIMS, objects.claim(name, "default", storage_class=_CLASS, annotations=annotations), namespace="default"
+        )
+
+    await each(range(count), claim)
+    async with asyncio.timeout(_PATIENCE):
+        while (made := len(volumes.objects) - before) < count:
+            if tell is not None:
+                tell(f"{made}/{count} volumes")
+            await asyncio.sleep(_AGAIN)
+    return time.perf_counter() - began
+
+
+@asynccontextmanager
+async def services() -> AsyncIterator[tuple["Services", Kubernetes]]:
+    """An API server, NATS, and nothing else yet."""
     missing = [name for name in ("etcd", "kube-apiserver") if not (BIN / name).exists()]
     if missing:
         raise Skipped(f"no {' and no '.join(missing)} in {BIN}: see $CLUSTER_HOME")
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as base, api_server() as server:
+        driver = Services(base=Path(base), server=server)
         async with Kubernetes.connect(kubeconfig=str(server.kubeconfig)) as api:
-            await _fill(api, tell)
-        driver = _Services(base=Path(base), server=server)
-        try:
-            await driver.start("nats")
-            rows = [await _measured(driver, name, tell) for name in _LIMITS]
-        finally:
-            for name in list(driver.running):
-                await driver.stop(name)
-    return rows
+            try:
+                await driver.start("nats")
+                yield driver, api
+            finally:
+                for name in list(driver.running):
+                    await driver.stop(name)
 
 
 @dataclass(kw_only=True)
-class _Services(Driver):
+class Services(Driver):
     """Those that have a Kubernetes client, started from outside the cluster."""
 
     server: ApiServer
     words: dict[str, list[str]] = field(
         default_factory=lambda: {
             "mountpod": ["--runtime=pods", f"--mount-image={objects.IMAGE}"],
-            "controller": ["--provisioner", "--resizer"],
+            "controller": ["--provisioner", "--resizer", f"--juicefs={program('juicefs')}"],
         }
     )
 
@@ -71,7 +126,7 @@ class _Services(Driver):
         return [program(f"juicefs-csi-{name}"), *own, *where, *common]
 
 
-async def _measured(driver: _Services, name: str, tell: Tell) -> Row:
+async def _measured(driver: Services, name: str, tell: Tell) -> Row:
     await driver.start(name)
     pid, seen, steady = driver.running[name].pid, 0.0, 0
     while steady < _STEADY:
@@ -88,17 +143,17 @@ async def _measured(driver: _Services, name: str, tell: Tell) -> Row:
 
 async def _fill(api: Kubernetes, tell: Tell) -> None:
     await api.create(STORAGE_CLASSES, objects.storage_class(_CLASS, {}, case="bench"))
-    await _each(range(_NODES), lambda one: api.create(NODES, {"metadata": {"name": f"node-{one}"}}), tell)
+    await each(range(_NODES), lambda one: api.create(NODES, {"metadata": {"name": f"node-{one}"}}), tell)
 
     async def volume(number: int) -> None:
         claim = await api.create(CLAIMS, _claim(number), namespace="default")
         await api.create(PERSISTENT_VOLUMES, _volume(number, claim["metadata"]["uid"]))
 
-    await _each(range(_VOLUMES), volume, tell)
-    await _each(range(_PODS), lambda number: api.create(PODS, _mount_pod(number), namespace=_SYSTEM), tell)
+    await each(range(_VOLUMES), volume, tell)
+    await each(range(_PODS), lambda number: api.create(PODS, _mount_pod(number), namespace=_SYSTEM), tell)
 
 
-async def _each(numbers: Iterable[int], make: Callable[[int], Awaitable[object]], tell: Tell) -> None:
+async def each(numbers: Iterable[int], make: Callable[[int], Awaitable[object]], tell: Tell = lambda _: None) -> None:
     rest = iter(numbers)
 
     async def some() -> None:
