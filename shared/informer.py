@@ -7,7 +7,7 @@ that version is too old are all objects listed again, and then what changed in b
 import asyncio
 import random
 from builtins import type as _type
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import aclosing
 from typing import Final, Generic, TypeVar
 
@@ -18,6 +18,7 @@ from shared import log
 from shared.errors import DriverError
 from shared.kubernetes import Event, Gone, Kind, Kubernetes
 from shared.objects import Metadata, Object
+from shared.packed import Packed
 
 T = TypeVar("T", bound=Object)
 
@@ -45,7 +46,8 @@ class Informer(Generic[T]):
     """`on_change(old, new)` is called once for each change: (None, new), (old, new) or (old, None).
 
     `objects` are by `namespace/name`, or by name. `synced` is set once all of them are there. `is_current` is false
-    while the API server is away: what is here may be old then.
+    while the API server is away: what is here may be old then. With `is_packed`, many thousand objects that are seldom
+    looked at take little memory.
     """
 
     def __init__(  # noqa: PLR0913 - a list's selectors
@@ -57,9 +59,10 @@ class Informer(Generic[T]):
         namespace: str = "",
         labels: str = "",
         fields: str = "",
+        is_packed: bool = False,
         on_change: Callable[[T | None, T | None], None] | None = None,
     ) -> None:
-        self.objects: dict[str, T] = {}
+        self.objects: MutableMapping[str, T] = Packed(type) if is_packed else {}
         self.synced = asyncio.Event()
         self.is_current = False
         self._api = api

@@ -30,6 +30,9 @@ _GATEWAY_FLAGS: Final = (
     "--dir-entry-cache=0",
     "--metrics=127.0.0.1:0",
 )
+# A command that ends soon spends nearly all of its time on its start, and a third of that on collecting garbage and on
+# waking threads. The limit is for the one that turns out to have much to do.
+_BRIEF: Final = {"GOGC": Secret("off"), "GOMEMLIMIT": Secret("256MiB"), "GOMAXPROCS": Secret("1")}
 # Everything else in a service's environment is the service's own business, not that of a tenant's client.
 _INHERITED = re.compile(r"PATH|HOME|TZ|LANG|LC_\w+|TMPDIR|SSL_CERT_(?:FILE|DIR)|(?:https?|no|all)_proxy", re.IGNORECASE)
 
@@ -98,16 +101,16 @@ class Juicefs:
             return self.show(fs)
         options = [("no-update", "")] if not (fs.storage and fs.bucket) else []
         options += [(key, value) for key, value in (("storage", fs.storage), ("bucket", fs.bucket)) if value]
-        return self._command(fs, "format", fs.address, fs.name, *_flags([*options, *fs.format_options]))
+        return self._brief(fs, "format", fs.address, fs.name, *_flags([*options, *fs.format_options]))
 
     def quota_set(self, fs: Filesystem, path: Subpath, *, gib: int) -> Command:
         """Makes the directory when it is not there, for everybody to use, and sets its capacity; 0 sets no limit."""
         words = ("quota", "set", fs.address, f"--path={path}", f"--capacity={gib}", "--create")
-        return replace(self._command(fs, *words), umask=0)
+        return replace(self._brief(fs, *words), umask=0)
 
     def quota_get(self, fs: Filesystem, path: Subpath) -> Command:
         """Prints a table with the capacity; fails when the directory or its quota is not there."""
-        return self._command(fs, "quota", "get", fs.address, f"--path={path}")
+        return self._brief(fs, "quota", "get", fs.address, f"--path={path}")
 
     def mount(self, fs: Filesystem, settings: ClientSettings, mount_point: Path) -> Command:
         """Serves the file system, or a directory of it, until it is unmounted.
@@ -131,14 +134,19 @@ class Juicefs:
 
     def show(self, fs: Filesystem) -> Command:
         """Prints the settings that the file system holds, secrets left out."""
-        return self._command(fs, "config", fs.address)
+        return self._brief(fs, "config", fs.address)
 
     def update_keys(self, fs: Filesystem) -> Command:
         """Stores changed keys. The one command with a secret in its argv: the client takes these in no other way."""
         keys = {"access-key": fs.access_key, "secret-key": fs.secret_key, "session-token": fs.session_token}
         secrets = [(key, value.reveal()) for key, value in keys.items() if value]
         places = [(key, value) for key, value in (("storage", fs.storage), ("bucket", fs.bucket)) if value]
-        return self._command(fs, "config", fs.address, "--yes", *_flags([*places, *secrets]))
+        return self._brief(fs, "config", fs.address, "--yes", *_flags([*places, *secrets]))
+
+    def _brief(self, fs: Filesystem, *words: str) -> Command:
+        """One that ends soon. What the file system's Secret says of the environment wins."""
+        command = self._command(fs, *words)
+        return replace(command, environment=_BRIEF | command.environment)
 
     def _command(self, fs: Filesystem, *words: str, extra: Mapping[str, Secret] | None = None) -> Command:
         environment = fs.environment | dict(extra or {})

@@ -29,8 +29,10 @@ class Cluster:
         self._on_claim: list[Listener[Claim]] = []
         self._on_volume: list[Listener[PersistentVolume]] = []
         self._on_class: list[Listener[StorageClass]] = []
-        self.claims = Informer(api, CLAIMS, Claim, on_change=_each(self._on_claim))
-        self.volumes = Informer(api, PERSISTENT_VOLUMES, PersistentVolume, on_change=_each(self._on_volume))
+        self.claims = Informer(api, CLAIMS, Claim, is_packed=True, on_change=_each(self._on_claim))
+        self.volumes = Informer(
+            api, PERSISTENT_VOLUMES, PersistentVolume, is_packed=True, on_change=_each(self._on_volume)
+        )
         self.classes = Informer(api, STORAGE_CLASSES, StorageClass, on_change=_each(self._on_class))
 
     def listen(

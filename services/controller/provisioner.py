@@ -44,6 +44,7 @@ class Provisioner:
         self._disposal = Disposal(store)
         self._metrics = metrics
         self._begun: dict[str, Plan] = {}
+        self._asked: set[str] = set()
         self._made: set[str] = set()  # PersistentVolumes that the watch does not show yet
         self._list = Worklist(self._look, name="claims to provision", workers=workers)
         cluster.listen(claim=self._claim_changed, volume=self._volume_changed, storage_class=self._class_changed)
@@ -54,7 +55,13 @@ class Provisioner:
 
     def _claim_changed(self, old: Claim | None, new: Claim | None) -> None:
         claim = new or old
-        if claim and (claim.key in self._begun or (new and self._is_asked(new))):
+        if not claim:
+            return
+        if new and self._is_asked(new):
+            self._asked.add(claim.key)
+        else:
+            self._asked.discard(claim.key)
+        if claim.key in self._begun or claim.key in self._asked:
             self._list.add(claim.key)
 
     def _volume_changed(self, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
@@ -69,9 +76,10 @@ class Provisioner:
     def _class_changed(self, old: StorageClass | None, new: StorageClass | None) -> None:
         """A class can't be changed, but be deleted and made anew."""
         name = new.metadata.name if new else ""
-        for claim in self._cluster.claims.objects.values() if name else ():
-            if provisioning.class_name(claim) == name and self._is_asked(claim):
-                self._list.add(claim.key)
+        for key in self._asked if name else ():
+            claim = self._cluster.claims.objects.get(key)
+            if claim and provisioning.class_name(claim) == name:
+                self._list.add(key)
 
     def _is_asked(self, claim: Claim) -> bool:
         return provisioning.is_asked(claim, driver=self._cluster.driver)

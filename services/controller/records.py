@@ -9,6 +9,7 @@ what it has grown to: the client prints quotas rounded. Places save reading ever
 deleted; a place without a record means nothing.
 """
 
+import asyncio
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final, Self
@@ -69,6 +70,7 @@ class Records:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], Record] = {}  # those of places, by name and tag of the place
+        self._making: asyncio.Task[None] | None = None
 
     async def get(self, webdav: Webdav, volume_id: str) -> Record | None:
         """The record of a volume.
@@ -84,8 +86,7 @@ class Records:
     async def add(self, webdav: Webdav, record: Record) -> Record:
         """Record it, unless the volume has a record by then: that one is returned."""
         name = _name(record.volume_id)
-        for directory in (_VOLUMES, _PLACES, _DRAFTS):
-            await webdav.make_directory(directory)
+        await self._ensure_directories(webdav)
         if not _is_at_its_id(record):
             await webdav.put(_PLACES / name, b"")
         draft = _DRAFTS / Subpath(text=f"{name.text}.{token_hex(8)}")
@@ -137,6 +138,13 @@ class Records:
         others.pop(record.volume_id, None)
         return [other for other in others.values() if other.path.overlaps(record.path)]
 
+    async def _ensure_directories(self, webdav: Webdav) -> None:
+        """Callers at the same time share one run: the gateway lets one at a time at a directory."""
+        if self._making is None or self._making.done():
+            self._making = asyncio.create_task(_make_directories(webdav))
+            self._making.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._making)
+
     async def _read(self, webdav: Webdav, name: str) -> Record | None:
         path = _VOLUMES / Subpath(text=name)
         content = await webdav.get(path)
@@ -146,6 +154,11 @@ class Records:
             return Record.from_json(content)
         except (InvalidRequest, ValueError, KeyError, TypeError):
             raise InUse(f"{path} in the file system is no record of a volume: repair or remove it") from None
+
+
+async def _make_directories(webdav: Webdav) -> None:
+    for directory in (_VOLUMES, _PLACES, _DRAFTS):
+        await webdav.make_directory(directory)
 
 
 def _name(volume_id: str) -> Subpath:

@@ -2,11 +2,12 @@
 
 import weakref
 from asyncio import Lock
-from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
+from sys import intern
 
 from services.controller.credentials import SecretRef
 from services.controller.provisioning import DELETION_SECRET, PROVISIONED_BY
@@ -40,9 +41,10 @@ class Used:
 
     def __init__(self) -> None:
         self._uses: dict[str, Use] = {}
-        self._at: defaultdict[str, set[str]] = defaultdict(set)
-        self._inside: defaultdict[str, set[str]] = defaultdict(set)
-        self._handles: defaultdict[str, set[str]] = defaultdict(set)
+        # Names by key: nearly always one, and a set of one takes four times what a tuple does.
+        self._at: dict[str, tuple[str, ...]] = {}
+        self._inside: dict[str, tuple[str, ...]] = {}
+        self._handles: dict[str, tuple[str, ...]] = {}
         self._finished: dict[str, str] = {}
         self._locks: weakref.WeakValueDictionary[tuple[str, str], Lock] = weakref.WeakValueDictionary()
 
@@ -50,19 +52,23 @@ class Used:
         return iter(self._uses.values())
 
     def add(self, use: Use) -> None:
+        if self._uses.get(use.name) == use and not self.is_finished(use):
+            return
         self.remove(use.name)
         if self.is_finished(use):
             return
         self._uses[use.name] = use
         for index, key in self._places(use):
-            index[key].add(use.name)
+            index[key] = (*index.get(key, ()), use.name)
 
     def remove(self, name: str) -> None:
         """No error if there is none."""
         if use := self._uses.pop(name, None):
             for index, key in self._places(use):
-                index[key].discard(name)
-                if not index[key]:
+                rest = tuple(other for other in index[key] if other != name)
+                if rest:
+                    index[key] = rest
+                else:
                     del index[key]
 
     def finish(self, use: Use) -> None:
@@ -98,10 +104,10 @@ class Used:
         async with self._locks.setdefault((type(thing).__name__, str(thing)), Lock()):
             yield
 
-    def _named(self, index: dict[str, set[str]], key: str) -> list[Use]:
+    def _named(self, index: dict[str, tuple[str, ...]], key: str) -> list[Use]:
         return [self._uses[name] for name in sorted(index.get(key, ()))]
 
-    def _places(self, use: Use) -> Iterator[tuple[defaultdict[str, set[str]], str]]:
+    def _places(self, use: Use) -> Iterator[tuple[dict[str, tuple[str, ...]], str]]:
         yield self._at, use.path.text
         yield self._handles, use.handle
         for parent in _parents(use.path):
@@ -134,15 +140,21 @@ def use_at(path: Subpath, volume: PersistentVolume, csi: CsiSource) -> Use:
             csi.volume_attributes.get(f"{SECRET_PREFIX}provisioner-secret-{part}", "") for part in ("namespace", "name")
         ]
     return Use(
-        name=volume.metadata.name,
+        name=intern(volume.metadata.name),
         uid=volume.metadata.uid,
-        handle=csi.volume_handle,
-        path=path,
-        storage_class=volume.spec.storage_class_name,
+        handle=intern(csi.volume_handle),
+        path=Subpath(text=intern(path.text)),
+        storage_class=intern(volume.spec.storage_class_name),
         is_provisioned=PROVISIONED_BY in annotations,
-        provisioner=SecretRef(namespace=named[0], name=named[1]) if all(named) else None,
-        node_publish=SecretRef(namespace=publish.namespace, name=publish.name) if publish else None,
+        provisioner=_secret(*named) if all(named) else None,
+        node_publish=_secret(publish.namespace, publish.name) if publish else None,
     )
+
+
+@lru_cache(maxsize=1024)
+def _secret(namespace: str, name: str) -> SecretRef:
+    """One object for what thousands of volumes name."""
+    return SecretRef(namespace=namespace, name=name)
 
 
 def _parents(path: Subpath) -> Iterator[str]:

@@ -81,8 +81,10 @@ class Mount:
             await replace_in_order(self)
 
     async def end(self) -> None:
-        """Its mount was closed: the pods go."""
+        """Its mount was closed: the pods go. One that has a mount by now is another."""
         async with self._lock:
+            if (report := (await self.place.service.report()).get(self.name)) and report.device:
+                return
             self._is_ending = True
             pods = self.pods()
             for pod in pods:

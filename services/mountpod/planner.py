@@ -1,7 +1,7 @@
 """From a volume's id to all that its client is made of, as of now: PersistentVolume, Secret, claim, configuration."""
 
+import sys
 from base64 import b64decode
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,8 +37,8 @@ class Volumes:
 
     def __init__(self, api: Kubernetes, *, driver: str) -> None:
         self._driver = driver
-        self._informer = Informer(api, PERSISTENT_VOLUMES, PersistentVolume, on_change=self._changed)
-        self._by_handle: defaultdict[str, dict[str, PersistentVolume]] = defaultdict(dict)
+        self._informer = Informer(api, PERSISTENT_VOLUMES, PersistentVolume, is_packed=True, on_change=self._changed)
+        self._names: dict[str, tuple[str, ...]] = {}  # of those that have a handle
         self._handles: dict[str, str] = {}
         self.synced = self._informer.synced
 
@@ -51,13 +51,13 @@ class Volumes:
         Raises:
             NotReady: there is none (yet). InvalidRequest: there are two.
         """
-        found = self._by_handle.get(handle, {})
-        if not found:
+        names = self._names.get(handle, ())
+        if not names:
             raise NotReady(f"no PersistentVolume has the volumeHandle {handle} (yet)")
-        if len(found) > 1:
-            names = " and ".join(sorted(found))
-            raise InvalidRequest(f"the PersistentVolumes {names} have the same volumeHandle {handle}: make it unique")
-        return next(iter(found.values()))
+        if len(names) > 1:
+            both = " and ".join(sorted(names))
+            raise InvalidRequest(f"the PersistentVolumes {both} have the same volumeHandle {handle}: make it unique")
+        return self._informer.objects[names[0]]
 
     def handle(self, unique: str) -> str:
         """The handle that makes this unique id.
@@ -70,18 +70,23 @@ class Volumes:
         return self._handles[unique]
 
     def _changed(self, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        for volume in (old, new):
-            if volume is None or volume.spec.csi is None or volume.spec.csi.driver != self._driver:
-                continue
-            handle, name = volume.spec.csi.volume_handle, volume.metadata.name
-            if volume is new:
-                self._by_handle[handle][name] = volume
-                self._handles[unique_id(handle)] = handle
-            elif self._by_handle[handle].get(name) is volume:
-                del self._by_handle[handle][name]
-                if not self._by_handle[handle]:
-                    del self._by_handle[handle]
-                    self._handles.pop(unique_id(handle), None)
+        before, now = self._handle(old), self._handle(new)
+        if before == now:
+            return
+        if old is not None and before:
+            rest = tuple(name for name in self._names.get(before, ()) if name != old.metadata.name)
+            if rest:
+                self._names[before] = rest
+            elif self._names.pop(before, None):
+                self._handles.pop(unique_id(before), None)
+        if new is not None and now:
+            self._names[now] = (*self._names.get(now, ()), new.metadata.name)
+            self._handles[unique_id(now)] = now
+
+    def _handle(self, volume: PersistentVolume | None) -> str:
+        """Its handle as one text, however often it is kept; empty for none and for another driver's."""
+        csi = volume.spec.csi if volume else None
+        return sys.intern(csi.volume_handle) if csi and csi.driver == self._driver else ""
 
 
 class Planner:

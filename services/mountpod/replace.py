@@ -36,6 +36,8 @@ async def replace_in_order(mount: "Mount") -> None:
         NotReady: the successor did not come in time; which one serves is said.
     """
     old, maker = _serving(mount), mount.place.cluster.maker
+    if MOUNT not in old.metadata.annotations:
+        raise InUse(f"{mount.name} was made by another driver, and can't hand over: it ends with its users")
     try:
         new = await _started(mount, old)
     except _Short:  # the node has no room for what two of them ask for
@@ -50,6 +52,17 @@ async def replace_in_order(mount: "Mount") -> None:
         raise NotReady(f"{mount.name}: pod {new.metadata.name} has not taken over yet: see its log") from None
 
 
+async def _started(mount: "Mount", old: Pod) -> Pod:
+    """A successor that waits for the lock; none is left when it does not come that far."""
+    new = await mount.create_successor(old)
+    try:
+        await _running(mount, new)
+    except DriverError:
+        await mount.place.cluster.maker.delete(new, grace=0)
+        raise
+    return new
+
+
 def _serving(mount: "Mount") -> Pod:
     """The pod that serves; a successor that waits since mountpod was cut off is no obstacle: it is found again."""
     if not (present := mount.pods()):
@@ -60,20 +73,7 @@ def _serving(mount: "Mount") -> Pod:
     is_serving = verdict(old).state is State.RUNNING
     if not is_serving or others - {pod_name(mount.place.node, mount.name, after=old.metadata.uid)}:
         raise Busy(f"{mount.name} is starting, or being replaced")
-    if MOUNT not in old.metadata.annotations:
-        raise InUse(f"{mount.name} was made by another driver, and can't hand over: it ends with its users")
     return old
-
-
-async def _started(mount: "Mount", old: Pod) -> Pod:
-    """A successor that waits for the lock; none is left when it does not come that far."""
-    new = await mount.create_successor(old)
-    try:
-        await _running(mount, new)
-    except DriverError:
-        await mount.place.cluster.maker.delete(new, grace=0)
-        raise
-    return new
 
 
 async def let_go(mount: "Mount") -> None:

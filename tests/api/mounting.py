@@ -76,11 +76,11 @@ class Stage:
         )
 
     @asynccontextmanager
-    async def leading(self) -> AsyncIterator[Pods]:
+    async def leading(self, kind: type[Pods] = Pods) -> AsyncIterator[Pods]:
         """One mountpod from its start to its end; the next one starts with nothing."""
         self.cluster = self.assemble()
         service = NodeService(bus=self.bus, node="n1")
-        pods = Pods(node="n1", cluster=self.cluster, service=service)
+        pods = kind(node="n1", cluster=self.cluster, service=service)
         self.reconcile = Reconcile(runtime=pods, node=service)
         self.bus._listeners.clear()
         MountpodService(runtime=pods, reconcile=self.reconcile, bus=self.bus, node="n1").start()

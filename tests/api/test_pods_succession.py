@@ -114,6 +114,7 @@ async def test_an_end_deletes_this_pod_and_says_when_it_is_gone(stage: Stage) ->
     async with stage.leading() as pods:
         name = await stage.serve()
         stage.node.targets.clear()
+        stage.node.unmount(name)
         await pods.end(name)
         assert "MountClosed" not in stage.bus.kinds()
         await stage.kubelet_ends()

@@ -37,6 +37,16 @@ def pss(pid: int) -> float:
     return int(_value(f"/proc/{pid}/smaps_rollup", "Pss").split()[0]) / 1024
 
 
+def rss(pid: int) -> float:
+    """MiB of a process, pages that it shares with others counted in full."""
+    return int(_value(f"/proc/{pid}/status", "VmRSS").split()[0]) / 1024
+
+
+def peak(pid: int) -> float:
+    """MiB that a process had at most, pages that it shares with others counted in full."""
+    return int(_value(f"/proc/{pid}/status", "VmHWM").split()[0]) / 1024
+
+
 def _value(path: str, key: str) -> str:
     with Path(path).open(encoding="utf-8") as lines:
         return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "0 kB")

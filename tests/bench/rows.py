@@ -17,6 +17,10 @@ Tell = Callable[[str], None]
 """Says how far a long measurement is."""
 
 
+class Skipped(Exception):
+    """Why something can't be measured here; that is no failure."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One figure: the median of its samples, all in `unit`.
@@ -46,6 +50,11 @@ class Row:
         if self.floor is None:
             return None
         return self.floor / self.figure if self.unit == "/s" else self.figure / self.floor
+
+    @property
+    def is_of_cluster(self) -> bool:
+        """Of Kubernetes, not of a driver on this machine alone."""
+        return self.name.startswith(("k8s-", "scale-"))
 
     @property
     def bar(self) -> str:

@@ -40,10 +40,16 @@ async def killed(cluster: Cluster, app: str) -> None:
     """SIGKILL for one (of mountpod: the leader). One that was killed before is replaced first: kubelet lets it wait."""
     victim = await pod(cluster, app)
     if any(status["restartCount"] for status in victim["status"]["containerStatuses"]):
-        await cluster.api.delete(PODS, victim["metadata"]["name"], namespace=SYSTEM)
-        await until(lambda: cluster.is_gone(PODS, victim["metadata"]["name"], namespace=SYSTEM), what="it ends")
+        uid = victim["metadata"]["uid"]
+        await cluster.api.delete(PODS, victim["metadata"]["name"], namespace=SYSTEM, uid=uid)
+        await until(partial(_is_gone, cluster, app, uid), what="it ends")
         victim = await pod(cluster, app)
     machine.kill(victim)
+
+
+async def _is_gone(cluster: Cluster, app: str, uid: str) -> bool:
+    """Its successor may have its name."""
+    return uid not in [found["metadata"]["uid"] for found in await cluster.pods(labels=f"app={app}")]
 
 
 async def ready(cluster: Cluster, *apps: str, within: float = 60.0) -> None:

@@ -1,12 +1,15 @@
 """Volumes made, grown and deleted in a real file system, by the real client and its gateway."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from yarl import URL
 
 from services.controller.quota import Quota
 from shared.domain import GIB, Subpath
@@ -14,6 +17,7 @@ from shared.errors import AlreadyExists, Busy, CommandFailed, InUse, InvalidRequ
 from shared.runner import run
 from tests.integration.controlling import Controller, controlling, filesystem
 
+_BURST = 30
 PVC = "pvc-76d2afa7-d1c1-419a-b971-b99da0b2b89c"
 
 
@@ -37,6 +41,23 @@ async def test_a_volume_without_a_capacity_has_no_quota(controller: Controller) 
     assert (await controller.create("v", required=0)).capacity == 0
     assert await controller.quota("v") == Quota()
     assert await controller.at_root() == {"v"}
+
+
+async def test_a_burst_asks_little_of_the_gateway(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five requests for each volume: nobody waits at the directories that all of them need."""
+    await controller.create("first")
+    asked: list[str] = []
+    request = aiohttp.ClientSession.request
+
+    def counted(session: aiohttp.ClientSession, method: str, url: URL, **rest: Any) -> Any:
+        asked.append(method)
+        return request(session, method, url, **rest)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "request", counted)
+
+    await asyncio.gather(*(controller.create(f"v-{number}") for number in range(_BURST)))
+
+    assert len(asked) <= 6 * _BURST, Counter(asked)
 
 
 async def test_creating_twice_is_the_same_volume(controller: Controller) -> None:

@@ -102,8 +102,17 @@ def test_no_command_shows_a_secret(command: Command) -> None:
     assert all(
         any(value == mark for mark in command.marks)
         for key, value in command.environment.items()
-        if key != "WEBDAV_USER"
+        if key not in {"WEBDAV_USER", "GOGC", "GOMEMLIMIT", "GOMAXPROCS"}
     )
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.argv[1])
+def test_only_what_ends_soon_collects_no_garbage(command: Command) -> None:
+    """A client or a gateway lives for long; and nobody's log is masked where it says "off"."""
+    is_brief = command.argv[1] not in {"mount", "webdav"}
+
+    assert ("GOGC" in command.environment) == is_brief
+    assert "off" not in {mark.reveal() for mark in command.marks}
 
 
 def test_a_client_inherits_only_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
