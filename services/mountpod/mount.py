@@ -63,17 +63,19 @@ class Mount:
             DriverError: it has other settings, or what Kubernetes says.
         """
         async with self._lock:
-            self.waiting.ask()
-            self._is_ending = False
             living = self.living()
+            if not living:
+                self.place.failures.check(self.name)
+            self._is_ending = False
             for pod in living:
                 if pod.metadata.labels.get("juicefs-hash") not in {settings.digest[:63], None}:
                     raise DriverError(f"the client of {self.name} has other settings by now: let its users end first")
                 if verdict(pod).state is State.STUCK:
+                    self.waiting.ask()
                     raise stuck(pod, verdict(pod))
             if not living:
-                self.place.failures.check(self.name)
                 await self._create(self.plan or await self._plan_again(), is_new=True)
+            self.waiting.ask()
 
     async def restart(self) -> None:
         """Another pod takes over, in an orderly way (`replace_in_order`)."""
@@ -142,7 +144,8 @@ class Mount:
 
     def _is_left_over(self, report: MountReport) -> bool:
         """Something of it lies on the node, and nobody told the node that it has ended."""
-        return bool(report.mount) and not (report.device or report.expected or self.waiting.is_begun)
+        is_wanted = report.device or report.expected or self.waiting.is_begun
+        return bool(report.mount) and not is_wanted and not self.place.failures.knows(self.name)
 
     async def _attend_pod(self, pod: Pod, found: Verdict, report: MountReport) -> None:
         """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""
