@@ -21,7 +21,7 @@ from tests.bench import binding, clients, deleting, load, machine, report
 from tests.bench.cluster import claims, pods, recovery, requests, rest, scale
 from tests.bench.rows import Row, Skipped, Tell
 
-_LONGEST: Final = 300.0
+_LONGEST: Final = 600.0
 """Seconds that one measurement may take."""
 
 MEASUREMENTS: Final[dict[str, Callable[[Tell], Awaitable[list[Row]]]]] = {

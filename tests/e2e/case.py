@@ -272,7 +272,7 @@ class Case:
             return report if report.get("rounds", 0) >= before + count else None
 
         report = await until(advanced, within=within, what=f"{count} more rounds of the writer")
-        assert report["errors"] == []
+        assert not report["errors"], report
         return report
 
     # ---- the end
