@@ -122,10 +122,11 @@ class Mount:
             is_quiet = all(found.state in _WELL for found in verdicts.values()) and not any(map(restarts, pods))
             if pods and is_quiet and report is None and not self.waiting.is_doubted:
                 return
+            is_round = report is not None
             if report is None or not is_quiet:  # what was told may be old by now
                 report = (await self.place.service.report()).get(self.name, MountReport())
             if not pods:
-                await self._attend_bare(report)
+                await self._attend_bare(report, is_round=is_round)
                 return
             for pod in pods:
                 await self._attend_pod(pod, verdicts[pod.metadata.uid], report)
@@ -134,12 +135,12 @@ class Mount:
             if is_unused and self.waiting.is_forgotten(is_stuck=is_stuck):
                 await self._forget()
 
-    async def _attend_bare(self, report: MountReport) -> None:
+    async def _attend_bare(self, report: MountReport, *, is_round: bool) -> None:
         """No pod: its targets need one, or a publish that came while it ended, or it has ended."""
         if report.targets or (report.expected and self._is_ending):
             self._is_ending = False
             await self._bring_back(after="", is_new=not report.targets)
-        elif self._is_ending or self._is_left_over(report):
+        elif self._is_ending or (is_round and self._is_left_over(report)):
             self._closed()
 
     def _is_left_over(self, report: MountReport) -> bool:
@@ -240,6 +241,7 @@ class Mount:
             self.place.failures.add(self.name, error)
             await self.place.cluster.maker.delete(pod, grace=0)
             self.waiting.end()
+            self.place.references.forget(self.name)
             self._say(MountFailed(reason=error.reason, message=str(error).removeprefix(f"{error.reason}: ")))
 
     async def _forget(self) -> None:
