@@ -125,7 +125,7 @@ async def test_two_volumes_with_one_handle(stage: Stage) -> None:
         with pytest.raises(InvalidRequest, match=f"{stage.handle} and two-{stage.name}"):
             await stage.ensure()
         await stage.remove_volume(f"two-{stage.name}")
-        await until(lambda: len(stage.cluster.planner.volumes._by_handle[stage.handle]) == 1)
+        await until(lambda: len(stage.cluster.planner.volumes._names[stage.handle]) == 1)
         await stage.ensure()
 
 
