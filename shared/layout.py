@@ -14,10 +14,11 @@
 
 A client that is a pod has its directory as /tmp, so its own sockets and `alive` lie there without anybody's help:
 
-        kept                             an empty file: the directory is to stay                 (node)
+        kept                             the directory is to stay; whose client it is            (node)
+        served                           an empty file: when a client handed its descriptor in  (node; the pod looks)
         leaving                          an empty file: the client makes way for another        (the client's pod)
         resume                           session and file of a client that made way, two lines   (node, for the next)
-        fuse_fd_comm.<pid>, state<pid>.json, formatted                                           (the client)
+        fuse_fd_comm.<pid>, state<pid>.json, formatted, address, began                           (the client's pod)
 
 <run> is on a tmpfs: it is gone after a reboot, as the mounts are.
 """
@@ -78,6 +79,14 @@ class Client:
     @property
     def kept(self) -> Path:
         return self.directory / "kept"
+
+    @property
+    def address(self) -> Path:
+        return self.directory / "address"
+
+    @property
+    def served(self) -> Path:
+        return self.directory / "served"
 
     @property
     def leaving(self) -> Path:

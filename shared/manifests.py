@@ -28,6 +28,10 @@ MOUNT_POD: Final = "juicefs-mount"
 CONTAINER: Final = "jfs-mount"
 MOUNT: Final = "juicefs.com/mount"
 """Annotation: the name of the mount, which a pod that takes another's place keeps."""
+OURS: Final = "juicefs/secret"
+"""Label of the Secrets that mountpod makes."""
+CLIENT: Final = "juicefs.com/client"
+"""Annotation: digest of the client's settings without how its pod looks."""
 DELETE_DELAY: Final = "juicefs-delete-delay"
 UNIQUE_ID: Final = "juicefs-uniqueid"
 _METRICS_PORT: Final = 9567
@@ -95,6 +99,7 @@ class MountPod:
 
     def _annotations(self) -> dict[str, str]:
         found = {**self._filled(self.pod.annotations), UNIQUE_ID: unique_id(self.client.volume_id), MOUNT: self.mount}
+        found[CLIENT] = replace(self.client, pod="").digest
         if self.client.delete_delay:
             found[DELETE_DELAY] = _duration(self.client.delete_delay)
         if self.client.clean_cache:
@@ -250,7 +255,7 @@ def secret(fs: Filesystem, *, volume_id: str, namespace: str, owner: Owner) -> d
         "metadata": {
             "name": secret_name(volume_id),
             "namespace": namespace,
-            "labels": {"juicefs/secret": "true"},
+            "labels": {OURS: "true"},
             "ownerReferences": [owner.to_json()],
         },
         "type": "Opaque",

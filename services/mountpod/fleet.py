@@ -10,7 +10,6 @@ from services.mountpod.node import NodeService
 from services.mountpod.pods import Pods
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.service import MountpodService
-from shared.api.juicefs.v1 import MountSuperseded
 from shared.informer import Informer
 from shared.kubernetes import NODES, Kubernetes
 from shared.objects import Node
@@ -54,10 +53,9 @@ class Fleet:
             self._running.clear()
 
     def supersede(self) -> None:
-        """The configuration has changed: every next publish asks again, and binds that are there keep theirs."""
-        if self._cluster is not None:
-            for node, mount in self._cluster.index.all():
-                self._cluster.bus.say(MountSuperseded(), mount=mount, node=node)
+        """The configuration has changed, or may have before we came."""
+        for runtime, _ in self._parts.values():
+            runtime.supersede()
 
     def _changed(self, old: Node | None, new: Node | None) -> None:
         if new is not None and old is None:

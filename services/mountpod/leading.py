@@ -72,7 +72,7 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
 
         file = ConfigurationFile(duties.configuration, configure)
         file.read()
-        superseded.clear()
+        superseded.set()  # it may have changed while nobody led
         index = PodIndex(api, namespace=namespace)
         recorder = Recorder(api, component="juicefs-csi-mountpod")
         cluster = Cluster(

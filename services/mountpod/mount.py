@@ -14,17 +14,20 @@ from services.mountpod.node import NodeService
 from services.mountpod.planner import Plan
 from services.mountpod.pod_failure import Failing, stuck
 from services.mountpod.pod_maker import Wish
-from services.mountpod.pod_state import State, Verdict, restarts, verdict
+from services.mountpod.pod_state import State, Verdict, exit_code, restarts, verdict
 from services.mountpod.references import References
-from services.mountpod.replace import let_go, replace_in_order
+from services.mountpod.replace import let_go, replace_in_order, superfluous
 from services.mountpod.waiting import Waiting
 from shared.api.juicefs.v1 import ClientExited, ClientStarting, MountClosed, MountFailed, MountReport
-from shared.errors import CommandFailed, DriverError, NotReady
-from shared.manifests import CONTAINER
+from shared.domain import digest
+from shared.errors import CommandFailed, DriverError, InUse, NotReady
+from shared.manifests import CLIENT
 from shared.objects import Pod
 from shared.settings import ClientSettings
 
 _PREPARE_TIMEOUT: Final = 10.0
+_OVER: Final = {State.EXITED, State.CRASHED, State.ENDED, State.SHORT}
+"""Of a client that is used. Kubelet would start an exited one again, but each time later."""
 _WELL: Final = {State.STARTING, State.RUNNING}
 
 
@@ -68,14 +71,28 @@ class Mount:
                 self.place.failures.check(self.name)
             self._is_ending = False
             for pod in living:
-                if pod.metadata.labels.get("juicefs-hash") not in {settings.digest[:63], None}:
-                    raise DriverError(f"the client of {self.name} has other settings by now: let its users end first")
+                self._require_same(pod, settings)
                 if verdict(pod).state is State.STUCK:
                     self.waiting.ask()
                     raise stuck(pod, verdict(pod))
+            if living and self.waiting.is_doubted and self.plan:
+                await self._prepare(self.plan)  # what it lacks on the node, if it does
             if not living:
                 await self._create(self.plan or await self._plan_again(), is_new=True)
             self.waiting.ask()
+
+    def _require_same(self, pod: Pod, settings: ClientSettings) -> None:
+        """A pod that was made again has the settings of then; how it looks is no matter, whom it serves is.
+
+        Raises:
+            InUse: it has others.
+        """
+        client = replace(settings, pod="").digest
+        if pod.metadata.annotations.get(CLIENT) != client:
+            raise InUse(
+                f"mount pod {pod.metadata.name} was started anew with other settings: let its users end, "
+                "or run `juicefs-csi-mount upgrade`"
+            )
 
     async def restart(self) -> None:
         """Another pod takes over, in an orderly way (`replace_in_order`)."""
@@ -106,7 +123,8 @@ class Mount:
     @property
     def is_over(self) -> bool:
         """True if nothing has to be kept of it."""
-        return not (self.pods() or self._lock.locked() or self._is_ending or self.waiting.is_begun)
+        is_waited = self.waiting.is_begun and not self.waiting.is_forgotten(is_stuck=False)
+        return not (self.pods() or self._lock.locked() or self._is_ending or is_waited)
 
     # ---- one look
 
@@ -120,6 +138,7 @@ class Mount:
             pods = self.pods()
             verdicts = {pod.metadata.uid: self._verdict(pod) for pod in pods}
             is_quiet = all(found.state in _WELL for found in verdicts.values()) and not any(map(restarts, pods))
+            is_quiet = is_quiet and not superfluous(self)
             if pods and is_quiet and report is None and not self.waiting.is_doubted:
                 return
             is_round = report is not None
@@ -128,6 +147,8 @@ class Mount:
             if not pods:
                 await self._attend_bare(report, is_round=is_round)
                 return
+            for pod in superfluous(self):
+                await self.place.cluster.maker.delete(pod)
             for pod in pods:
                 await self._attend_pod(pod, verdicts[pod.metadata.uid], report)
             is_stuck = any(found.state is State.STUCK for found in verdicts.values())
@@ -156,9 +177,9 @@ class Mount:
             await self._fail(pod, error, is_final=found.state is not State.STUCK)
         elif found.state is State.STUCK and report.targets:
             await self._unstick(pod, found)
-        elif found.state in {State.CRASHED, State.ENDED, State.SHORT}:
+        elif found.state in _OVER:
             self._is_short = self._is_short or found.state is State.SHORT
-            self._say_exit(pod)
+            self._say(ClientExited(exit_code=exit_code(pod), last_line=pod.status.message))
             if report.targets or is_new:
                 await self._bring_back(after=uid, is_new=is_new)
                 again = f"the client of {self.name} was started anew a moment ago: {found.message or 'try again'}"
@@ -214,7 +235,7 @@ class Mount:
         return await self._create(await self._plan_again(), after=old.metadata.uid)
 
     async def _create(self, plan: Plan, *, after: str = "", is_new: bool = False) -> Pod:
-        await self.place.service.prepare(self.name, timeout=_PREPARE_TIMEOUT, keep=True)
+        await self._prepare(plan)
         wish = Wish(
             node=self.place.node,
             mount=self.name,
@@ -228,6 +249,12 @@ class Mount:
         self._say(ClientStarting(attempt=1))
         return pod
 
+    async def _prepare(self, plan: Plan) -> None:
+        """The node makes what the pod needs, and sees to it that no client carries on another one's connection."""
+        fs = plan.filesystem
+        identity = digest([fs.address, fs.name, plan.settings.subdir.text])
+        await self.place.service.prepare(self.name, timeout=_PREPARE_TIMEOUT, keep=True, identity=identity)
+
     # ---- its ends
 
     async def _failing(self) -> Failing:
@@ -236,6 +263,10 @@ class Mount:
 
     async def _fail(self, pod: Pod, error: CommandFailed, *, is_final: bool) -> None:
         """A client that never came up: say why. One that Kubernetes may still start is left to it."""
+        if is_final:
+            report = (await self.place.service.report()).get(self.name, MountReport())
+            if report.device or report.targets or not self.waiting.is_begun:
+                return  # it came up while its log was read
         self.place.cluster.notices.failed(self.place.node, self.name, error)
         if is_final:
             self.place.failures.add(self.name, error)
@@ -252,18 +283,15 @@ class Mount:
                 await self.place.cluster.maker.delete(pod)
 
     def _closed(self) -> None:
+        if self._is_ending:  # else it never came up, and the next try is not due sooner for that
+            self.place.failures.forget(self.name)
         self._is_ending = self._is_short = False
         self._left.clear()
         self.waiting.end()
-        self.place.failures.forget(self.name)
         self.place.references.forget(self.name)
         self.place.cluster.notices.closed(self.place.node, self.name)
         self._say(MountClosed())
         self.plan = None
-
-    def _say_exit(self, pod: Pod) -> None:
-        ended = next((one.state.terminated for one in pod.status.container_statuses if one.name == CONTAINER), None)
-        self._say(ClientExited(exit_code=ended.exit_code if ended else -1, last_line=pod.status.message))
 
     def _say(self, what: MountClosed | MountFailed | ClientExited | ClientStarting) -> None:
         volume = self.plan.settings.volume_id if self.plan else ""

@@ -27,10 +27,13 @@ class NodeService:
         self._bus = bus
         self._subject = f"juicefs.rpc.node.{node}"
 
-    async def prepare(self, name: str, *, timeout: float, keep: bool = False) -> None:
+    async def prepare(self, name: str, *, timeout: float, keep: bool = False, identity: str = "") -> None:
         """Have the client's mount point, directory and hand-over socket made; `timeout` in seconds."""
         await self._bus.request(
-            f"{self._subject}.Prepare", PrepareRequest(mount=name, keep=keep), PrepareReply, timeout=timeout
+            f"{self._subject}.Prepare",
+            PrepareRequest(mount=name, keep=keep, identity=identity),
+            PrepareReply,
+            timeout=timeout,
         )
 
     async def release(self, name: str) -> None:

@@ -9,12 +9,13 @@ import structlog
 from services.mountpod.planner import Plan
 from services.mountpod.pod_index import FINALIZER, PodIndex
 from shared.apiserver import Conflict
-from shared.errors import AlreadyExists, DriverError, NotFound
+from shared.errors import AlreadyExists, DriverError, InUse, NotFound
 from shared.kubernetes import PODS, SECRETS, Kubernetes
 from shared.layout import Layout
-from shared.manifests import MountPod, pod_name, secret
+from shared.manifests import OURS, MountPod, pod_name, secret
 from shared.objects import Pod
 
+_EARLIER: Final = "jfsSettings"
 _TRIES: Final = 10
 _log = structlog.get_logger()
 
@@ -114,10 +115,15 @@ class PodMaker:
         found = await self._api.get(SECRETS, name, namespace=self._namespace)
         owners = found["metadata"].get("ownerReferences") or []
         data = found.get("data") or {}
-        if data != wanted["data"] or not any(owner["uid"] == plan.owner.uid for owner in owners):
+        if (found["metadata"].get("labels") or {}).get(OURS) != "true":
+            raise InUse(f"the Secret {self._namespace}/{name} is somebody else's: it has no label {OURS}=true")
+        # Pods of the earlier driver take theirs from the same Secret.
+        stale = set() if _EARLIER in data else data.keys() - wanted["data"].keys()
+        is_same = not stale and wanted["data"].items() <= data.items()
+        if not is_same or not any(owner["uid"] == plan.owner.uid for owner in owners):
             body = {
                 "metadata": {"ownerReferences": wanted["metadata"]["ownerReferences"]},
-                "data": dict.fromkeys(data) | wanted["data"],
+                "data": dict.fromkeys(stale) | wanted["data"],
             }
             await self._api.patch(SECRETS, name, body, namespace=self._namespace)
 

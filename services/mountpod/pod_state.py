@@ -44,7 +44,7 @@ class Verdict:
     @property
     def lives(self) -> bool:
         """It serves, or may come to that."""
-        return self.state in {State.STARTING, State.RUNNING, State.STUCK, State.EXITED}
+        return self.state in {State.STARTING, State.RUNNING, State.STUCK}
 
 
 def verdict(pod: Pod) -> Verdict:
@@ -80,6 +80,12 @@ def _is_short(status: PodStatus) -> bool:
     """behaviour.md 4.8: kubelet had no room for what is requested, and could make none."""
     is_unexpected = status.reason == "UnexpectedAdmissionError"
     return "OutOf" in status.reason or (is_unexpected and "reclaim" in status.message)
+
+
+def exit_code(pod: Pod) -> int:
+    """Of its client; -1 if that is not known."""
+    ended = next((one.state.terminated for one in pod.status.container_statuses if one.name == CONTAINER), None)
+    return ended.exit_code if ended else -1
 
 
 def _container(pod: Pod) -> ContainerState:

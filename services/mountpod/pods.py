@@ -22,7 +22,7 @@ from services.mountpod.planner import Plan
 from services.mountpod.pod_index import settings_of
 from services.mountpod.recent import Recent
 from services.mountpod.references import References
-from shared.api.juicefs.v1 import EnsureRequest, Event, MountReport
+from shared.api.juicefs.v1 import EnsureRequest, Event, MountReport, MountSuperseded
 from shared.errors import DriverError, NotFound, NotReady
 from shared.settings import ClientSettings
 
@@ -97,6 +97,12 @@ class Pods:
             return replace(known, volume_id=self._cluster.planner.volumes.handle(known.volume_id))
         return known
 
+    def supersede(self) -> None:
+        """The configuration has changed: every next publish asks again, and binds that are there keep theirs."""
+        self._recent.clear()
+        for name in self._cluster.index.mounts(self.node):
+            self._cluster.bus.say(MountSuperseded(), mount=name, node=self.node)
+
     def retry(self) -> None:
         self._due.set()
 
@@ -112,9 +118,10 @@ class Pods:
     async def run(self) -> None:
         """Look at every mount at each change, and every half minute, until cancelled."""
         self._cluster.index.listen(self.node, self._wake)
+        tasks = self._tasks = asyncio.TaskGroup()
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._tasks.create_task(self._references.run(), name=f"references of {self.node}")
+            async with tasks:
+                tasks.create_task(self._references.run(), name=f"references of {self.node}")
                 while True:
                     self._due.clear()
                     await self._look()
@@ -122,7 +129,8 @@ class Pods:
                         async with asyncio.timeout(_PERIOD):
                             await self._due.wait()
         finally:
-            self._tasks = None
+            if self._tasks is tasks:  # a node that came back is served anew before this ends
+                self._tasks = None
 
     async def _look(self) -> None:
         """At all, by what the node reports; while it can't be asked, at none."""

@@ -17,6 +17,7 @@ from shared.errors import DriverError
 from shared.manifests import CONTAINER, reference, references
 
 _BEHIND: Final = 1.0  # seconds
+_LOG_PAUSES: Final = (0.0, 0.5, 2.0, 5.0)  # seconds
 _UUID: Final = re.compile(r"Disk cache \(\S*?/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/")
 _OURS: Final = "/volumes/kubernetes.io~csi/"
 """Kubelet's own binds of ours (volume-subpaths) are references, but not ones that a tool looks for."""
@@ -49,11 +50,14 @@ class References:
         self._note(name)
 
     async def note_uuid(self, name: str) -> None:
-        """Whose caches the client has, by its log: what cleans them is looked for by this."""
-        for pod in self._index.of(self._node, name):
-            text = await self._maker.log(pod, container=CONTAINER, previous=False, lines=200)
-            if found := _UUID.search(text):
-                self.set(name, "juicefs-uuid", found[1])
+        """Whose caches the client has, by its log: what cleans them is looked for by this. It comes a little late."""
+        for pause in _LOG_PAUSES:
+            await asyncio.sleep(pause)
+            for pod in self._index.of(self._node, name):
+                text = await self._maker.log(pod, container=CONTAINER, previous=False, lines=200)
+                if found := _UUID.search(text):
+                    self.set(name, "juicefs-uuid", found[1])
+                    return
 
     def found(self, name: str, report: MountReport | None) -> None:
         """What the node reports is what there is."""

@@ -40,7 +40,7 @@ def answer_mountpod(bus: Bus, mounts: Mounts, *, node: str) -> None:
     """What mountpod may ask of this node."""
 
     async def prepare(request: PrepareRequest) -> PrepareReply:
-        await mounts.prepare(request.mount, keep=request.keep)
+        await mounts.prepare(request.mount, keep=request.keep, identity=request.identity)
         return PrepareReply()
 
     async def release(request: ReleaseRequest) -> ReleaseReply:

@@ -113,6 +113,8 @@ class Keeper:
         elif message and fuse:
             self.forget()
             self._setup, self._descriptor = message, fuse.pop()
+            with suppress(OSError):
+                self._client.served.touch(mode=0o600)
             self._say(DescriptorKept())
         for descriptor in descriptors:
             if descriptor != self._descriptor:

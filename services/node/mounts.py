@@ -5,18 +5,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from services.node.bindings import Bindings
 from services.node.keepers import Keepers
+from services.node.leftovers import adopt, sweep_points
 from services.node.probe import DeadMount, Probes, Unmounted
 from services.node.session import read_session
 from shared import alive, mounter
 from shared.api.juicefs.v1 import ClientGivenUp, Event, MountReport
-from shared.errors import DriverError, InvalidRequest, NotFound, NotReady
+from shared.errors import DriverError, InUse, InvalidRequest, NotFound, NotReady
 from shared.events import Say
 from shared.layout import Client, Layout
 from shared.metrics import Metrics
@@ -53,8 +53,8 @@ class Mounts:
 
     async def run(self) -> None:
         """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
-        self._adopt()
-        self._sweep_points()
+        adopt(self._layout, self._table)
+        sweep_points(self._layout, self._table)
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
                 if self._client(name).is_claimed or self._table.top(str(self._client(name).mount_point)):
@@ -70,7 +70,7 @@ class Mounts:
         except (OSError, DriverError) as error:
             log.warning("client not taken over", mount=name, error=str(error))
 
-    async def prepare(self, name: str, *, keep: bool = False) -> None:
+    async def prepare(self, name: str, *, keep: bool = False, identity: str = "") -> None:
         """Everything a client needs before it starts; a mount whose connection has ended makes way.
 
         With `keep` its directory stays until it was closed, or has failed: nobody else leaves anything in it.
@@ -83,12 +83,32 @@ class Mounts:
             raise NotReady(f"{name} is being closed, or the node service has just started: ask again")
         client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if keep:
-            client.kept.touch(mode=0o600)
+            self._renounce(client, identity)
         self._prepared[name] = time.time()
         self._keepers.open(name, self._tasks)
         await self._clear(client)
         if self._table.top(str(client.mount_point)) is None:
             mounter.make_mount_point(client.mount_point)
+
+    def _renounce(self, client: Client, identity: str) -> None:
+        """Keep the directory for a client of this identity; the connection of another one is at an end.
+
+        Raises:
+            InUse: it is served still.
+        """
+        known = client.kept.read_text() if client.kept.exists() else ""
+        if known and known != identity:
+            if alive.is_alive(client.alive):
+                raise InUse(f"{client.name} serves another file system or directory: end its users first")
+            if keeper := self._keepers.get(client.name):
+                keeper.forget()
+            if (entry := self.mounted(client.name)) is not None:
+                self._probes.abort(entry)
+                self._take_off(entry)
+            for path in (client.address, client.resume):
+                path.unlink(missing_ok=True)
+        client.kept.write_text(identity)
+        client.kept.chmod(0o600)
 
     async def release(self, name: str) -> None:
         """Take the descriptor of a client that leaves, and note what the next one needs to go on with what is open.
@@ -118,7 +138,7 @@ class Mounts:
             except Unmounted:  # or under something that covers the mount root: looking again might not end
                 return
             except NotReady:
-                if alive.is_alive(client.alive):
+                if not client.alive.exists() or alive.is_alive(client.alive):  # without it we can't tell
                     return
                 # Its processes were killed while they waited for themselves: only an end of the connection frees them.
                 self._probes.abort(entry)
@@ -166,9 +186,11 @@ class Mounts:
 
     def binds(self, name: str) -> list[MountEntry]:
         """Every bind of this client's mounts, alive or dead, also those that kubelet made of ours: its references."""
+        return self._binds(name, self._table.clients())
+
+    def _binds(self, name: str, table: list[MountEntry]) -> list[MountEntry]:
         point = str(self._client(name).mount_point)
         ours = self._bindings.targets(name) | {point}
-        table = self._table.clients()
         devices = {entry.device for entry in table if entry.mount_point in ours}
         return [entry for entry in table if entry.device in devices and entry.mount_point != point]
 
@@ -233,12 +255,21 @@ class Mounts:
 
     def report(self) -> list[MountReport]:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
-        self._adopt()
+        adopt(self._layout, self._table)
         recent = time.time() - _PREPARED
         for name in self.names():
             if self._prepared.get(name, 0.0) < recent:
                 self._sweep(name)
-        return [self._report(name) for name in self.names()]
+        table, present = self._table.clients(), self.present()
+        return [
+            MountReport(
+                mount=name,
+                device=present[name].device if name in present else "",
+                targets=[bind.mount_point for bind in self._binds(name, table)],
+                expected=bool(self._expected[name]),
+            )
+            for name in self.names()
+        ]
 
     def hear(self, event: Event) -> None:
         """Events of mountpod: a client that has ended, or never came up, leaves an empty directory."""
@@ -246,15 +277,6 @@ class Mounts:
         # One that was said before the next client was prepared may be heard afterwards.
         if has_ended and is_mount_name(event.mount) and event.time_ms / 1000 >= self._prepared.get(event.mount, 0.0):
             self._sweep(event.mount, has_ended=True)
-
-    def _report(self, name: str) -> MountReport:
-        entry = self.mounted(name)
-        return MountReport(
-            mount=name,
-            device=entry.device if entry else "",
-            targets=[bind.mount_point for bind in self.binds(name)],
-            expected=bool(self._expected[name]),
-        )
 
     def _sweep(self, name: str, *, has_ended: bool = False) -> None:
         """Remove what is left of a client that mountpod has given up; rmdir refuses what holds something."""
@@ -271,24 +293,6 @@ class Mounts:
             mounter.remove_mount_point(client.mount_point)
             client.directory.rmdir()
         self._prepared.pop(name, None)
-
-    def _adopt(self) -> None:
-        """Clients of an earlier driver, which keeps no directory of theirs where we do."""
-        for entry in self._table.clients():
-            name = Path(entry.mount_point).name
-            if is_mount_name(name) and entry.mount_point == str(self._client(name).mount_point):
-                client = self._client(name)
-                if not client.directory.is_dir():
-                    client.directory.mkdir(mode=0o700, parents=True)
-                    client.kept.touch(mode=0o600)
-
-    def _sweep_points(self) -> None:
-        """Remove the mount points of clients that a reboot ended: what lay beside them on the tmpfs is gone."""
-        known = {*self.names(), *(Path(entry.mount_point).name for entry in self._table.clients())}
-        for path in self._layout.mount_root.glob("*"):
-            if is_mount_name(path.name) and path.name not in known:
-                with suppress(OSError):
-                    mounter.remove_mount_point(path)
 
     def _client(self, name: str) -> Client:
         if not is_mount_name(name):

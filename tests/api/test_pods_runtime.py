@@ -11,7 +11,7 @@ import pytest
 from services.mountpod.pods import Pods
 from shared.errors import DriverError, NotFound
 from shared.kubernetes import PODS, Kubernetes
-from shared.manifests import MOUNT
+from shared.manifests import CLIENT, MOUNT
 from shared.settings import ClientSettings
 from tests.api.mounting import Stage, container, staged
 from tests.contract.test_runtime import (  # noqa: F401 - collected here, too
@@ -119,8 +119,8 @@ async def test_a_pod_with_other_settings_is_not_shared(api: Kubernetes) -> None:
     async with staged(api) as found, found.leading():
         await found.serve()
         (pod,) = await found.pods()
-        labels = {"metadata": {"labels": {"juicefs-hash": "0" * 63}}}
-        await api.patch(PODS, pod["metadata"]["name"], labels, namespace=found.name)
-        await until(lambda: found.known()[0].metadata.labels["juicefs-hash"] == "0" * 63)
+        others = {"metadata": {"annotations": {CLIENT: "0" * 64}}}
+        await api.patch(PODS, pod["metadata"]["name"], others, namespace=found.name)
+        await until(lambda: found.known()[0].metadata.annotations[CLIENT] == "0" * 64)
         with pytest.raises(DriverError, match="other settings"):
             await found.ensure("p2")

@@ -236,7 +236,7 @@ async def test_an_upgrade_whose_pod_cant_start_changes_nothing(stage: Stage) -> 
 
 
 async def test_an_upgrade_that_was_cut_off_goes_on(stage: Stage) -> None:
-    """Promise 6: mountpod died when the successor waited already; asking again ends it."""
+    """Promise 6: mountpod died when the successor waited already; the next takes it away, and can begin anew."""
     async with stage.leading():
         name = await stage.serve()
         cut = asyncio.create_task(_restart(stage, name))
@@ -247,7 +247,12 @@ async def test_an_upgrade_that_was_cut_off_goes_on(stage: Stage) -> None:
     for pod in await stage.pods():
         assert "deletionTimestamp" not in pod["metadata"]
     async with stage.leading():
+        await stage.until_pods(1)
+        await stage.kubelet_ends()
+        await until(lambda: len(stage.known()) == 1)
         again = asyncio.create_task(_restart(stage, name))
+        await stage.until_pods(2)
+        await stage.kubelet_runs()
         stage.node.leaving.add(name)
         await stage.until_pods(1)
         await stage.kubelet_ends()

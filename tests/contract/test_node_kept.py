@@ -9,6 +9,7 @@ import pytest
 
 from services.mountpod.node import NodeService
 from services.node import mounts as mounts_module
+from services.node.leftovers import sweep_points
 from shared import mounter
 from shared.api.juicefs.v1 import Event, MountClosed, MountFailed
 from shared.errors import NotFound, NotReady
@@ -146,7 +147,7 @@ async def test_mount_points_that_a_reboot_left_are_removed(bus: MemoryBus) -> No
         for name in (NAME, "pvc-2-abcdef", "other"):
             mounter.make_mount_point(layout.mount_root / name)
         await NodeService(bus=bus, node="n1").prepare(NAME, timeout=5, keep=True)
-        mounts._sweep_points()
+        sweep_points(layout, mounts._table)
         left = sorted(path.name for path in layout.mount_root.iterdir())
         mounts.hear(said(MountClosed()))
         await until(lambda: not layout.client(NAME).directory.exists())

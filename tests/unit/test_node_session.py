@@ -25,9 +25,17 @@ def entry(path: Path) -> MountEntry:
     )
 
 
+async def test_a_tenants_file_is_no_clients(tmp_path: Path) -> None:
+    """With prefix-internal the client's has another name, and a tenant may make one of the usual one."""
+    (tmp_path / ".config").write_bytes(orjson.dumps(CONFIG))
+    with pytest.raises(NotReady, match="does not tell its session"):
+        await read_session(entry(tmp_path))
+
+
 @pytest.mark.parametrize("name", [".config", ".jfs.config"])
-async def test_a_client_tells_its_session(tmp_path: Path, name: str) -> None:
+async def test_a_client_tells_its_session(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """behaviour.md 3.3: with prefix-internal its file has another name."""
+    monkeypatch.setattr("services.node.session._INTERNAL", 0)  # no other file has such an inode number
     (tmp_path / name).write_bytes(orjson.dumps(CONFIG))
     assert await read_session(entry(tmp_path)) == Session(number=42, state="/tmp/state7.json")
 

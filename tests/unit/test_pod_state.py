@@ -111,7 +111,7 @@ def test_what_lives_may_serve() -> None:
         for _, state, _, _ in STATUSES
         if any(verdict(pod(one)).lives for one, two, *_ in STATUSES if two is state)
     }
-    assert lives == {State.STARTING, State.RUNNING, State.STUCK, State.EXITED}
+    assert lives == {State.STARTING, State.RUNNING, State.STUCK}
 
 
 class Logs(PodMaker):

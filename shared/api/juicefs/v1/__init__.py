@@ -409,6 +409,11 @@ class PrepareRequest(betterproto2.Message):
     Whoever starts the client keeps no file here: the node keeps its directory until it was closed, or has failed.
     """
 
+    identity: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Digest of file system and directory: what a client of another one must not carry on.
+    """
+
 
 default_message_pool.register_message("juicefs.v1", "PrepareRequest", PrepareRequest)
 
