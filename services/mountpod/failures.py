@@ -43,6 +43,10 @@ class Failures:
         if failure is not None and asyncio.get_running_loop().time() < failure.until:
             raise failure.error.with_traceback(None)
 
+    def knows(self, name: str) -> bool:
+        """True while the next try may have to wait."""
+        return name in self._failures
+
     def forget(self, name: str) -> None:
         """It runs, or has ended in order."""
         self._failures.pop(name, None)

@@ -14,14 +14,14 @@ from services.mountpod.node import NodeService
 from services.mountpod.planner import Plan
 from services.mountpod.pod_failure import Failing, stuck
 from services.mountpod.pod_maker import Wish
-from services.mountpod.pod_state import State, Verdict, exit_code, restarts, verdict
+from services.mountpod.pod_state import State, Verdict, exit_code, restarts, serves, verdict
 from services.mountpod.references import References
 from services.mountpod.replace import let_go, replace_in_order
 from services.mountpod.waiting import Waiting
 from shared.api.juicefs.v1 import ClientExited, ClientStarting, MountClosed, MountFailed, MountReport
 from shared.domain import digest
 from shared.errors import CommandFailed, DriverError, InUse, NotReady
-from shared.manifests import CLIENT, pod_name
+from shared.manifests import pod_name
 from shared.objects import Pod
 from shared.settings import ClientSettings
 
@@ -66,31 +66,24 @@ class Mount:
             DriverError: it has other settings, or what Kubernetes says.
         """
         async with self._lock:
-            self.waiting.ask()
-            self._is_ending = False
             living = self.living()
+            if not living:
+                self.place.failures.check(self.name)
+            self._is_ending = False
             for pod in living:
-                self._require_same(pod, settings)
+                if not serves(pod, settings):
+                    raise InUse(
+                        f"mount pod {pod.metadata.name} was started anew with other settings: let its users end, "
+                        "or run `juicefs-csi-mount upgrade`"
+                    )
                 if verdict(pod).state is State.STUCK:
+                    self.waiting.ask()
                     raise stuck(pod, verdict(pod))
             if living and self.waiting.is_doubted and self.plan:
                 await self._prepare(self.plan)  # what it lacks on the node, if it does
             if not living:
-                self.place.failures.check(self.name)
                 await self._create(self.plan or await self._plan_again(), is_new=True)
-
-    def _require_same(self, pod: Pod, settings: ClientSettings) -> None:
-        """A pod that was made again has the settings of then; how it looks is no matter, whom it serves is.
-
-        Raises:
-            InUse: it has others.
-        """
-        client = replace(settings, pod="").digest
-        if pod.metadata.annotations.get(CLIENT) != client:
-            raise InUse(
-                f"mount pod {pod.metadata.name} was started anew with other settings: let its users end, "
-                "or run `juicefs-csi-mount upgrade`"
-            )
+            self.waiting.ask()
 
     async def restart(self) -> None:
         """Another pod takes over, in an orderly way (`replace_in_order`)."""
@@ -139,10 +132,11 @@ class Mount:
             is_quiet = is_quiet and not self._superfluous()
             if pods and is_quiet and report is None and not self.waiting.is_doubted:
                 return
+            is_round = report is not None
             if report is None or not is_quiet:  # what was told may be old by now
                 report = (await self.place.service.report()).get(self.name, MountReport())
             if not pods:
-                await self._attend_bare(report)
+                await self._attend_bare(report, is_round=is_round)
                 return
             for pod in self._superfluous():
                 await self.place.cluster.maker.delete(pod)
@@ -159,17 +153,18 @@ class Mount:
         names = {pod_name(self.place.node, self.name, after=pod.metadata.uid) for pod in living}
         return [pod for pod in living if pod.metadata.name in names]
 
-    async def _attend_bare(self, report: MountReport) -> None:
+    async def _attend_bare(self, report: MountReport, *, is_round: bool) -> None:
         """No pod: its targets need one, or a publish that came while it ended, or it has ended."""
         if report.targets or (report.expected and self._is_ending):
             self._is_ending = False
             await self._bring_back(after="", is_new=not report.targets)
-        elif self._is_ending or self._is_left_over(report):
+        elif self._is_ending or (is_round and self._is_left_over(report)):
             self._closed()
 
     def _is_left_over(self, report: MountReport) -> bool:
         """Something of it lies on the node, and nobody told the node that it has ended."""
-        return bool(report.mount) and not (report.device or report.expected or self.waiting.is_begun)
+        is_wanted = report.device or report.expected or self.waiting.is_begun
+        return bool(report.mount) and not is_wanted and not self.place.failures.knows(self.name)
 
     async def _attend_pod(self, pod: Pod, found: Verdict, report: MountReport) -> None:
         """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""
@@ -274,6 +269,7 @@ class Mount:
             self.place.failures.add(self.name, error)
             await self.place.cluster.maker.delete(pod, grace=0)
             self.waiting.end()
+            self.place.references.forget(self.name)
             self._say(MountFailed(reason=error.reason, message=str(error).removeprefix(f"{error.reason}: ")))
 
     async def _forget(self) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from services.mountpod.pod_maker import PodMaker
 from services.mountpod.pod_state import State, Verdict, restarts
-from shared.diagnosis import UNKNOWN, diagnose
+from shared.diagnosis import UNKNOWN, diagnose, masked
 from shared.domain import Secret
 from shared.errors import CommandFailed
 from shared.manifests import CONTAINER
@@ -57,5 +57,6 @@ class Failing:
             if words and (words.reason != UNKNOWN or found.state is not State.RUNNING):
                 return CommandFailed(f"{words.reason}: {words.line}", reason=words.reason)
         reason = found.reason or UNKNOWN
-        message = f"{reason}: mount pod {pod.metadata.name}: {found.message or 'it ended'}"
+        told = masked(found.message, self.marks) or "it ended"
+        message = f"{reason}: mount pod {pod.metadata.name}: {told}"
         return CommandFailed(message, reason=reason)

@@ -96,7 +96,9 @@ class PodIndex:
             return
         self._unseen.pop(pod.metadata.uid, None)
         if new is not None:
-            self._pods[key][pod.metadata.uid] = pod
+            known = self._pods[key].get(pod.metadata.uid)
+            if known is None or not known.metadata.deletion_timestamp or pod.metadata.deletion_timestamp:
+                self._pods[key][pod.metadata.uid] = pod
         elif key in self._pods:
             self._pods[key].pop(pod.metadata.uid, None)
             if not self._pods[key]:

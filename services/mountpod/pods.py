@@ -7,6 +7,7 @@ of either only make it come sooner.
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -22,7 +23,7 @@ from services.mountpod.pod_index import settings_of
 from services.mountpod.recent import Recent
 from services.mountpod.references import References
 from shared.api.juicefs.v1 import EnsureRequest, Event, MountReport, MountSuperseded
-from shared.errors import DriverError, NotFound
+from shared.errors import DriverError, NotFound, NotReady
 from shared.settings import ClientSettings
 
 _PERIOD: Final = 30.0
@@ -86,7 +87,7 @@ class Pods:
         found = {}
         for name in self._cluster.index.mounts(self.node):
             plan = self._mounts[name].plan if name in self._mounts else None
-            found[name] = plan.settings if plan else settings_of(name, self._cluster.index.of(self.node, name))
+            found[name] = plan.settings if plan else self._settings(name)
         return found
 
     def supersede(self) -> None:
@@ -95,12 +96,22 @@ class Pods:
         for name in self._cluster.index.mounts(self.node):
             self._cluster.bus.say(MountSuperseded(), mount=name, node=self.node)
 
+    def _settings(self, name: str) -> ClientSettings:
+        """Of a client that another mountpod planned."""
+        known = settings_of(name, self._cluster.index.of(self.node, name))
+        with suppress(NotReady):
+            return replace(known, volume_id=self._cluster.planner.volumes.handle(known.volume_id))
+        return known
+
     def retry(self) -> None:
         self._due.set()
 
     def tidy(self) -> None:
         self._failures.tidy()
-        self._mounts = {name: mount for name, mount in self._mounts.items() if not mount.is_over}
+        for name in [name for name, mount in self._mounts.items() if mount.is_over]:
+            del self._mounts[name]
+            if not self._references.targets(name):
+                self._cluster.notices.closed(self.node, name)
 
     # ---- its life
 

@@ -9,6 +9,7 @@ import pytest
 
 from services.mountpod import pods as pods_module
 from services.mountpod import waiting
+from services.mountpod.pods import Pods
 from shared.errors import CommandFailed, DriverError
 from shared.kubernetes import Kubernetes
 from shared.pod_patch import Configuration
@@ -123,6 +124,21 @@ async def test_what_nobody_waits_for_goes(stage: Stage, monkeypatch: pytest.Monk
         await until(lambda: "MountClosed" in stage.bus.kinds())
 
 
+async def test_nothing_is_kept_of_what_failed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 8: nothing grows without bound, whatever is tried and given up."""
+    monkeypatch.setattr("services.mountpod.failures._FORGET", -1.0)
+    async with stage.leading() as pods:
+        name = await stage.ensure()
+        await stage.kubelet_says(**container(terminated={"exitCode": 1}))
+        await until(stage.failures)
+        del stage.node.devices[name]
+        await until(lambda: not pods.clients())
+        await until(lambda: _is_tidy(pods))
+        assert not pods._failures._failures
+        assert not pods._references._targets
+        assert not stage.cluster.notices._mounts
+
+
 async def test_what_is_waited_for_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node says that a publish expects it."""
     for name in ("_UNWANTED", "_UNWANTED_START"):
@@ -133,6 +149,11 @@ async def test_what_is_waited_for_stays(stage: Stage, monkeypatch: pytest.Monkey
         await stage.kubelet_runs()
         with pytest.raises(TimeoutError):
             await stage.until_pods(0, within=0.6)
+
+
+def _is_tidy(pods: Pods) -> bool:
+    pods.tidy()
+    return not pods._mounts
 
 
 async def _refused(stage: Stage, status: Object, *, seconds: float) -> set[str]:

@@ -82,11 +82,16 @@ class Served:
         self._stage.node.unmount(name)
 
     async def _kubelet(self) -> None:
+        """It takes two looks until something happens: the suite wants to see what starts."""
+        seen = set[str]()
         while True:
-            for pod in await self._stage.pods():
-                with suppress(NotFound):
-                    await self._sync(pod)
-            await asyncio.sleep(0.05)
+            pods = await self._stage.pods()
+            for pod in pods:
+                if pod["metadata"]["uid"] in seen:
+                    with suppress(NotFound):
+                        await self._sync(pod)
+            seen = {pod["metadata"]["uid"] for pod in pods}
+            await asyncio.sleep(0.1)
 
     async def _sync(self, pod: dict[str, Any]) -> None:
         name, node = pod["metadata"]["annotations"][MOUNT], self._stage.node

@@ -284,6 +284,18 @@ async def test_another_mountpod_takes_over_what_is_there(stage: Stage) -> None:
         assert await stage.until_pods(1)
 
 
+async def test_another_mountpod_knows_whose_clients_they_are(stage: Stage) -> None:
+    """Also of a handle that is no name: `juicefs-csi-mount list` shows it, and its delay counts."""
+    await stage.remove_volume()
+    stage.handle = f"Volume {stage.name}"
+    await stage.make_volume(f"v-{stage.name}", csi={"volumeAttributes": {"juicefs/mount-delete-delay": "500h"}})
+    async with stage.leading():
+        name = await stage.serve()
+    async with stage.leading() as pods:
+        found = pods.clients()[name]
+    assert (found.volume_id, found.delete_delay) == (stage.handle, 1_800_000)
+
+
 async def test_a_pod_that_went_while_nobody_led_comes_back(stage: Stage) -> None:
     """Level-triggered: the node's report says that it is used."""
     async with stage.leading():
