@@ -14,14 +14,14 @@ from services.mountpod.node import NodeService
 from services.mountpod.planner import Plan
 from services.mountpod.pod_failure import Failing, stuck
 from services.mountpod.pod_maker import Wish
-from services.mountpod.pod_state import State, Verdict, exit_code, restarts, verdict
+from services.mountpod.pod_state import State, Verdict, exit_code, restarts, serves, verdict
 from services.mountpod.references import References
-from services.mountpod.replace import let_go, replace_in_order, superfluous
+from services.mountpod.replace import let_go, replace_in_order
 from services.mountpod.waiting import Waiting
 from shared.api.juicefs.v1 import ClientExited, ClientStarting, MountClosed, MountFailed, MountReport
 from shared.domain import digest
 from shared.errors import CommandFailed, DriverError, InUse, NotReady
-from shared.manifests import CLIENT
+from shared.manifests import pod_name
 from shared.objects import Pod
 from shared.settings import ClientSettings
 
@@ -71,7 +71,11 @@ class Mount:
                 self.place.failures.check(self.name)
             self._is_ending = False
             for pod in living:
-                self._require_same(pod, settings)
+                if not serves(pod, settings):
+                    raise InUse(
+                        f"mount pod {pod.metadata.name} was started anew with other settings: let its users end, "
+                        "or run `juicefs-csi-mount upgrade`"
+                    )
                 if verdict(pod).state is State.STUCK:
                     self.waiting.ask()
                     raise stuck(pod, verdict(pod))
@@ -80,19 +84,6 @@ class Mount:
             if not living:
                 await self._create(self.plan or await self._plan_again(), is_new=True)
             self.waiting.ask()
-
-    def _require_same(self, pod: Pod, settings: ClientSettings) -> None:
-        """A pod that was made again has the settings of then; how it looks is no matter, whom it serves is.
-
-        Raises:
-            InUse: it has others.
-        """
-        client = replace(settings, pod="").digest
-        if pod.metadata.annotations.get(CLIENT) != client:
-            raise InUse(
-                f"mount pod {pod.metadata.name} was started anew with other settings: let its users end, "
-                "or run `juicefs-csi-mount upgrade`"
-            )
 
     async def restart(self) -> None:
         """Another pod takes over, in an orderly way (`replace_in_order`)."""
@@ -138,7 +129,7 @@ class Mount:
             pods = self.pods()
             verdicts = {pod.metadata.uid: self._verdict(pod) for pod in pods}
             is_quiet = all(found.state in _WELL for found in verdicts.values()) and not any(map(restarts, pods))
-            is_quiet = is_quiet and not superfluous(self)
+            is_quiet = is_quiet and not self._superfluous()
             if pods and is_quiet and report is None and not self.waiting.is_doubted:
                 return
             is_round = report is not None
@@ -147,7 +138,7 @@ class Mount:
             if not pods:
                 await self._attend_bare(report, is_round=is_round)
                 return
-            for pod in superfluous(self):
+            for pod in self._superfluous():
                 await self.place.cluster.maker.delete(pod)
             for pod in pods:
                 await self._attend_pod(pod, verdicts[pod.metadata.uid], report)
@@ -155,6 +146,12 @@ class Mount:
             is_unused = not (report.targets or report.device or report.expected)
             if is_unused and self.waiting.is_forgotten(is_stuck=is_stuck):
                 await self._forget()
+
+    def _superfluous(self) -> list[Pod]:
+        """Successors that wait for one that goes on: mountpod ended in the middle of an upgrade."""
+        living = self.living()
+        names = {pod_name(self.place.node, self.name, after=pod.metadata.uid) for pod in living}
+        return [pod for pod in living if pod.metadata.name in names]
 
     async def _attend_bare(self, report: MountReport, *, is_round: bool) -> None:
         """No pod: its targets need one, or a publish that came while it ended, or it has ended."""

@@ -1,11 +1,12 @@
 """What a mount pod's status says, in one word, and why (https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
-from shared.manifests import CONTAINER
+from shared.manifests import CLIENT, CONTAINER
 from shared.objects import ContainerState, Pod, PodStatus
+from shared.settings import ClientSettings
 
 IMAGE_PULL: Final = "IMAGE_PULL"
 UNSCHEDULABLE: Final = "UNSCHEDULABLE"
@@ -80,6 +81,11 @@ def _is_short(status: PodStatus) -> bool:
     """behaviour.md 4.8: kubelet had no room for what is requested, and could make none."""
     is_unexpected = status.reason == "UnexpectedAdmissionError"
     return "OutOf" in status.reason or (is_unexpected and "reclaim" in status.message)
+
+
+def serves(pod: Pod, settings: ClientSettings) -> bool:
+    """True if its client has these settings; one that was made again has those of then. How it looks is no matter."""
+    return pod.metadata.annotations.get(CLIENT) == replace(settings, pod="").digest
 
 
 def exit_code(pod: Pod) -> int:

@@ -90,18 +90,18 @@ class Pods:
             found[name] = plan.settings if plan else self._settings(name)
         return found
 
+    def supersede(self) -> None:
+        """The configuration has changed: every next publish asks again, and binds that are there keep theirs."""
+        self._recent.clear()
+        for name in self._cluster.index.mounts(self.node):
+            self._cluster.bus.say(MountSuperseded(), mount=name, node=self.node)
+
     def _settings(self, name: str) -> ClientSettings:
         """Of a client that another mountpod planned."""
         known = settings_of(name, self._cluster.index.of(self.node, name))
         with suppress(NotReady):
             return replace(known, volume_id=self._cluster.planner.volumes.handle(known.volume_id))
         return known
-
-    def supersede(self) -> None:
-        """The configuration has changed: every next publish asks again, and binds that are there keep theirs."""
-        self._recent.clear()
-        for name in self._cluster.index.mounts(self.node):
-            self._cluster.bus.say(MountSuperseded(), mount=name, node=self.node)
 
     def retry(self) -> None:
         self._due.set()

@@ -52,13 +52,6 @@ async def replace_in_order(mount: "Mount") -> None:
         raise NotReady(f"{mount.name}: pod {new.metadata.name} has not taken over yet: see its log") from None
 
 
-def superfluous(mount: "Mount") -> list[Pod]:
-    """Successors that wait for one that goes on: mountpod ended in the middle of an upgrade."""
-    living = mount.living()
-    names = {pod_name(mount.place.node, mount.name, after=pod.metadata.uid) for pod in living}
-    return [pod for pod in living if pod.metadata.name in names]
-
-
 async def _started(mount: "Mount", old: Pod) -> Pod:
     """A successor that waits for the lock; none is left when it does not come that far."""
     new = await mount.create_successor(old)

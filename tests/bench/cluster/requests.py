@@ -59,7 +59,7 @@ async def requests(tell: Tell) -> list[Row]:
         *(row for what, counts in found.items() for row in _rows(what, counts)),
         Row(
             name="k8s-rest",
-            what="requests at rest but watches and leases",
+            what=f"requests at rest but watches and leases: {_details(rest)}",
             unit="/min",
             samples=[(rest.total() - rest["leases"] - rest["watches"]) * minute],
             most=0,
@@ -72,7 +72,7 @@ async def requests(tell: Tell) -> list[Row]:
 def _rows(what: str, counts: list[Counter[str]]) -> list[Row]:
     """Writes and lists beside the bars that are there for them, and all that is asked."""
     most = {"cold": 3.0, "warm": 1.0}.get(what)
-    details = ", ".join(f"{counts[-1][kind]} {kind}" for kind in _KINDS if kind != "watches" and counts[-1][kind])
+    details = _details(counts[-1])
     lists = [float(counted["lists"]) for counted in counts]
     writes = [float(counted["writes"]) for counted in counts]
     rows = [
@@ -87,6 +87,12 @@ def _rows(what: str, counts: list[Counter[str]]) -> list[Row]:
     if what in {"cold", "warm"}:
         rows.append(Row(name=f"k8s-{what}-lists", what=f"LISTs of {_WORDS[what]}", unit="", samples=lists, most=0))
     return rows
+
+
+def _details(counted: Counter[str]) -> str:
+    """Without what has a clock of its own."""
+    kinds = [kind for kind in _KINDS if kind not in {"leases", "watches"}]
+    return ", ".join(f"{counted[kind]} {kind}" for kind in kinds if counted[kind]) or "none"
 
 
 _WORDS: Final = {
