@@ -70,6 +70,11 @@ class Client:
         """True while somebody is to start, or to bring back, this client."""
         return self.state.exists() or self.kept.exists()
 
+    def remove_notes(self) -> None:
+        """Remove what the node itself puts here for any client."""
+        for path in (self.comm_socket, self.served):
+            path.unlink(missing_ok=True)
+
     def remove_leftovers(self) -> None:
         """Remove what a pod's client left in its /tmp, and the mark that keeps it; a directory in it stays."""
         for path in sorted(self.directory.iterdir(), key=lambda path: path == self.kept):

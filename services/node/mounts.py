@@ -288,8 +288,7 @@ class Mounts:
                 return
             client.remove_leftovers()
         self._keepers.close(name)
-        for path in (client.comm_socket, client.served):
-            path.unlink(missing_ok=True)
+        client.remove_notes()
         with suppress(OSError):
             mounter.remove_mount_point(client.mount_point)
             client.directory.rmdir()
