@@ -203,14 +203,18 @@ class MountPod:
 
     def _filled(self, value: T) -> T:
         """With the template variables of behaviour.md 3.4."""
-        variables = {
-            "MOUNT_POINT": self.point,
-            "VOLUME_ID": self.client.volume_id,
-            "VOLUME_NAME": self.filesystem,
-            "SUB_PATH": self.client.subdir.text,
-        }
-        filled: T = fill(value, variables)
+        filled: T = fill(value, variables(self.client, mount=self.mount, filesystem=self.filesystem))
         return filled
+
+
+def variables(client: ClientSettings, *, mount: str, filesystem: str) -> dict[str, str]:
+    """What stands for the template variables of behaviour.md 3.4."""
+    return {
+        "MOUNT_POINT": f"{_HOST}/{mount}",
+        "VOLUME_ID": client.volume_id,
+        "VOLUME_NAME": filesystem,
+        "SUB_PATH": client.subdir.text,
+    }
 
 
 def _volumes(pod: MountPod, layout: Layout) -> Iterable[dict[str, Any]]:

@@ -12,10 +12,10 @@ from shared.errors import InvalidRequest, NotFound, NotReady
 from shared.filesystem import Filesystem
 from shared.informer import Informer
 from shared.kubernetes import CLAIMS, PERSISTENT_VOLUMES, SECRETS, Kubernetes
-from shared.manifests import Owner
+from shared.manifests import Owner, variables
 from shared.objects import Claim, PersistentVolume
 from shared.pod_patch import Claim as PatchedClaim
-from shared.pod_patch import Configuration, apply
+from shared.pod_patch import Configuration, apply, fill
 from shared.pod_settings import PodSettings, buffer_size
 from shared.recorder import Reference
 from shared.settings import ClientSettings, parse, unique_id
@@ -136,8 +136,10 @@ class Planner:
             defaults=self._defaults,
         )
         plan = _plan(settings, apply(pod, patch), filesystem=filesystem, volume=volume)
+        known = variables(plan.settings, mount=plan.settings.mount_name, filesystem=filesystem.name)
         for cache in plan.pod.caches:
-            await self._require_claim(cache.source.get("persistentVolumeClaim", {}).get("claimName", ""))
+            source = fill(cache.source, known)
+            await self._require_claim(source.get("persistentVolumeClaim", {}).get("claimName", ""))
         return plan
 
     async def _require_claim(self, name: str) -> None:

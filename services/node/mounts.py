@@ -288,7 +288,8 @@ class Mounts:
                 return
             client.remove_leftovers()
         self._keepers.close(name)
-        client.comm_socket.unlink(missing_ok=True)
+        for path in (client.comm_socket, client.served):
+            path.unlink(missing_ok=True)
         with suppress(OSError):
             mounter.remove_mount_point(client.mount_point)
             client.directory.rmdir()

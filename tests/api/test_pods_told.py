@@ -8,7 +8,7 @@ import pytest
 
 from services.mountpod import notices
 from shared.api.juicefs.v1 import DescriptorTaken, TargetBound, TargetRebound, TargetUnbound
-from shared.errors import CommandFailed
+from shared.errors import CommandFailed, NotReady
 from shared.kubernetes import CLAIMS, EVENTS, PERSISTENT_VOLUMES, PODS, Kubernetes
 from shared.pod_patch import Configuration
 from tests.api.mounting import Stage, container, staged
@@ -93,6 +93,20 @@ async def test_a_claim_may_ask_for_less_and_select_by_its_labels(stage: Stage) -
     assert settings["limits"] == "2Gi"
     assert settings["image"] == "mount:1"
     assert "cache-size=7" in settings["options"]
+
+
+async def test_a_cache_may_be_each_volumes_own_claim(stage: Stage) -> None:
+    """behaviour.md 3.4: what is to be the cache is looked for by the name that it will have."""
+    cache = f"cache-{stage.handle}"
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    async with stage.leading():
+        patch = "{cacheDirs: [{type: PVC, name: 'cache-${VOLUME_ID}'}]}"
+        with pytest.raises(NotReady, match=cache):
+            await _configured(stage, patch)
+        await stage.api.create(CLAIMS, {"metadata": {"name": cache}, "spec": spec}, namespace=stage.name)
+        assert "cache-dir=/var/jfsCache-p0" in (await _configured(stage, patch))["options"]
+    (pod,) = await stage.pods()
+    assert {"claimName": cache} in [one.get("persistentVolumeClaim") for one in pod["spec"]["volumes"]]
 
 
 async def test_options_of_the_configuration_win(stage: Stage) -> None:
