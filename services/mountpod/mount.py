@@ -51,6 +51,7 @@ class Mount:
         self.plan: Plan | None = None
         self.waiting = Waiting()
         self.handed_in = asyncio.Event()
+        self.is_due = False
         self._lock = asyncio.Lock()
         self._is_ending = False
         self._is_short = False
@@ -126,6 +127,7 @@ class Mount:
             DriverError: something could not be done, and is to be tried again.
         """
         async with self._lock:
+            self.is_due = False
             pods = self.pods()
             verdicts = {pod.metadata.uid: self._verdict(pod) for pod in pods}
             is_quiet = all(found.state in _WELL for found in verdicts.values()) and not any(map(restarts, pods))

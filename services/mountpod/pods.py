@@ -169,8 +169,11 @@ class Pods:
         return self._mounts[name]
 
     def _wake(self, name: str, report: MountReport | None = None) -> None:
-        if self._tasks is not None:
-            self._tasks.create_task(self._attend(name, report), name=f"attend {name}")
+        mount = self._mount(name)
+        if self._tasks is None or (mount.is_due and report is None):
+            return
+        mount.is_due = True  # what happens until it is looked at is seen then
+        self._tasks.create_task(self._attend(name, report), name=f"attend {name}")
 
     async def _attend(self, name: str, report: MountReport | None) -> None:
         try:

@@ -256,9 +256,8 @@ class Mounts:
     def report(self) -> list[MountReport]:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
         adopt(self._layout, self._table)
-        recent = time.time() - _PREPARED
         for name in self.names():
-            if self._prepared.get(name, 0.0) < recent:
+            if self._prepared.get(name, 0.0) < time.time() - _PREPARED:
                 self._sweep(name)
         table, present = self._table.clients(), self.present()
         return [
