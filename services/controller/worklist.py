@@ -90,7 +90,11 @@ class Worklist:
                 continue
             self._queued.discard(key)
             self._running.add(key)
-            self._tasks.create_task(self._turn(key), name=f"{self._name} {key}")
+            turn = self._turn(key)
+            try:
+                self._tasks.create_task(turn, name=f"{self._name} {key}")
+            except RuntimeError:  # the program ends
+                turn.close()
 
     async def _turn(self, key: str) -> None:
         try:

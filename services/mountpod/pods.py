@@ -5,11 +5,11 @@ of either only make it come sooner.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -152,9 +152,9 @@ class Pods:
             mount = self._mount(name)
             mount.waiting.end()
             if mount.plan and mount.plan.settings.clean_cache:
-                self._tasks.create_task(self._references.note_uuid(name), name=f"uuid of {name}")
+                self._spawn(self._references.note_uuid(name), name=f"uuid of {name}")
         self._references.hear(event)
-        self._tasks.create_task(self._cluster.notices.hear(self.node, event), name=f"notices of {name}")
+        self._spawn(self._cluster.notices.hear(self.node, event), name=f"notices of {name}")
 
     def _mount(self, name: str) -> Mount:
         if name not in self._mounts:
@@ -168,12 +168,21 @@ class Pods:
             self._mounts[name] = Mount(name, place=place)
         return self._mounts[name]
 
+    def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        try:
+            if self._tasks is not None:
+                self._tasks.create_task(work, name=name)
+                return
+        except RuntimeError:  # the program ends
+            pass
+        work.close()
+
     def _wake(self, name: str, report: MountReport | None = None) -> None:
         mount = self._mount(name)
         if self._tasks is None or (mount.is_due and report is None):
             return
         mount.is_due = True  # what happens until it is looked at is seen then
-        self._tasks.create_task(self._attend(name, report), name=f"attend {name}")
+        self._spawn(self._attend(name, report), name=f"attend {name}")
 
     async def _attend(self, name: str, report: MountReport | None) -> None:
         try:
