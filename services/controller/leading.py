@@ -3,8 +3,6 @@
 import asyncio
 import socket
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -18,12 +16,12 @@ from services.controller.volumes import Volumes
 from shared.errors import NotReady
 from shared.events import Say
 from shared.identity import DRIVER_NAME
+from shared.kubeconfig import own_namespace
 from shared.kubernetes import Kubernetes
 from shared.lease import Lease
 from shared.metrics import Metrics
 from shared.recorder import Recorder
 
-_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _log = structlog.get_logger()
 
 
@@ -46,7 +44,7 @@ async def run(duties: Duties, *, volumes: Volumes, metrics: Metrics, say: Say) -
     async with Kubernetes.connect(kubeconfig=duties.kubeconfig) as api, asyncio.TaskGroup() as tasks:
         recorder = Recorder(api, component=duties.driver, host=identity)
         tasks.create_task(recorder.run(), name="events")
-        lease = Lease(api, name=duties.driver, namespace=duties.namespace or _own_namespace(), identity=identity)
+        lease = Lease(api, name=duties.driver, namespace=duties.namespace or own_namespace(), identity=identity)
 
         async def work() -> None:
             _log.info("leading", identity=identity)
@@ -74,10 +72,3 @@ async def serve(cluster: Cluster, store: Store, duties: Duties, *, metrics: Metr
         await cluster.synced()
         for one in works:
             tasks.create_task(one.run(), name=type(one).__name__.lower())
-
-
-def _own_namespace() -> str:
-    try:
-        return _NAMESPACE.read_text().strip()
-    except OSError:
-        return "kube-system"

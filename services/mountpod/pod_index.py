@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -59,10 +59,6 @@ class PodIndex:
     def mounts(self, node: str) -> set[str]:
         """The mounts of a node that have pods."""
         return {mount for at, mount in self._pods if at == node}
-
-    def all(self) -> Iterable[tuple[str, str]]:
-        """Every (node, mount)."""
-        return list(self._pods)
 
     def put(self, created: dict[str, Any]) -> Pod:
         """What we made, before the API server's watch tells of it."""
