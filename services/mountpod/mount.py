@@ -197,19 +197,22 @@ class Mount:
             await self._create(plan, after=pod.metadata.uid)
             await self.place.cluster.maker.delete(pod, grace=0)
 
+    @property
+    def _may_ask_less(self) -> bool:
+        return not self._is_short and self.place.cluster.planner.configuration.drops_requests
+
     def _verdict(self, pod: Pod) -> Verdict:
         """A node that is short of something is asked for less, once; and only if the configuration says so."""
         found = verdict(pod)
-        drops = self.place.cluster.planner.configuration.drops_requests
-        if found.state is State.SHORT and (self._is_short or not drops):
+        if found.state is State.SHORT and not self._may_ask_less:
             return replace(found, state=State.ENDED)
         return found
 
     def asks_less(self) -> bool:
         """From now on this mount's pods request nothing; False if they did so already, or must not."""
-        drops = self.place.cluster.planner.configuration.drops_requests
-        did, self._is_short = self._is_short, self._is_short or drops
-        return drops and not did
+        may = self._may_ask_less
+        self._is_short = self._is_short or may
+        return may
 
     async def _bring_back(self, *, after: str, is_new: bool) -> None:
         """Another pod on the same path, in the place of the one with the UID `after`, unless one is there already."""
