@@ -135,11 +135,14 @@ class Driver:
 
     async def _serves(self, name: str) -> bool:
         port = self.nats_port if name == "nats" else self.health_port(name)
-        if "nats" in self.running and name != "nats" and "connected to NATS" not in self.tail(name, lines=1000):
+        has_nats = "nats" in self.running
+        if has_nats and name != "nats" and "connected to NATS" not in self.tail(name, lines=1000):
             return False
+        # Without NATS a mountpod lives, but isn't ready.
+        path = b"/healthz" if name == "mountpod" and not has_nats else b"/readyz"
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+            writer.write(b"GET %s HTTP/1.0\r\n\r\n" % path)
             answer = await reader.readline()
             writer.close()
             return name == "nats" or b" 200 " in answer
