@@ -7,7 +7,8 @@ waiting; they are kept here while NATS is away, and by a JetStream stream once t
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Final, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
 import betterproto2
@@ -15,6 +16,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from shared import events, log
 from shared.api.juicefs.v1 import Event
@@ -31,12 +33,18 @@ _BUDGET: Final = 60.0  # seconds for a request that tells none
 _log = structlog.get_logger()
 
 
-class _Wanted(NamedTuple):
-    """A subscription that every connection gets."""
+End = Callable[[], None]
+"""Call it to be asked, or to hear, no more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Wanted:
+    """A subscription that every connection gets; `live` is that of the present one."""
 
     subject: str
     queue: str
     callback: Callable[[Msg], Awaitable[None]]
+    live: Subscription | None = field(default=None, init=False)
 
 
 class Bus:
@@ -141,7 +149,7 @@ class Bus:
 
     def serve(
         self, subject: str, request: type[Q], answer: Callable[[Q], Awaitable[betterproto2.Message]], *, queue: str = ""
-    ) -> None:
+    ) -> End:
         """Answer requests on `subject`, each in a task of its own, within the asker's remaining time.
 
         What `answer` raises is raised where it was asked: a DriverError as itself, anything else as an internal error.
@@ -156,7 +164,7 @@ class Bus:
                 except RuntimeError:  # the program ends; the asker's time will pass
                     answering.close()
 
-        self._subscribe(_Wanted(subject, queue, spawn))
+        return self._want(_Wanted(subject, queue, spawn))
 
     async def _answer(
         self, message: Msg, request: type[Q], answer: Callable[[Q], Awaitable[betterproto2.Message]]
@@ -193,7 +201,7 @@ class Bus:
 
     # ---- events
 
-    def on_event(self, subject: str, hear: Callable[[Event], None]) -> None:
+    def on_event(self, subject: str, hear: Callable[[Event], None]) -> End:
         """Hear events as they are said, such as `juicefs.event.node.n1.>`; what is said while NATS is away is lost."""
 
         async def pass_on(message: Msg) -> None:
@@ -202,7 +210,7 @@ class Bus:
             except Exception as error:  # noqa: BLE001 - one bad event must not end the subscription
                 _log.error("event not understood", subject=message.subject, exc_info=error)
 
-        self._subscribe(_Wanted(subject, "", pass_on))
+        return self._want(_Wanted(subject, "", pass_on))
 
     def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "", node: str = "") -> None:
         """Tell a fact, of `node` if this service belongs to none.
@@ -218,15 +226,33 @@ class Bus:
 
     # ---- what each connection gets
 
-    def _subscribe(self, wanted: _Wanted) -> None:
+    def _want(self, wanted: _Wanted) -> End:
         self._subscriptions.append(wanted)
         if self._prepared is not None and self._answers is not None:
-            self._answers.create_task(_subscribe(self._prepared, wanted))
+            self._answers.create_task(self._subscribe(self._prepared, wanted))
+        return lambda: self._unwant(wanted)
+
+    def _unwant(self, wanted: _Wanted) -> None:
+        self._subscriptions.remove(wanted)
+        if wanted.live is not None and self._answers is not None:
+            self._answers.create_task(_unsubscribe(wanted.live))
 
     async def _prepare(self, client: Client) -> None:
-        for wanted in self._subscriptions:
-            await _subscribe(client, wanted)
+        for wanted in list(self._subscriptions):
+            await self._subscribe(client, wanted)
         self._prepared = client
+
+    async def _subscribe(self, client: Client, wanted: _Wanted) -> None:
+        with suppress(nats.errors.ConnectionClosedError):  # the next connection gets it
+            wanted.live = await client.subscribe(
+                wanted.subject,
+                wanted.queue,
+                cb=wanted.callback,
+                pending_msgs_limit=10_000,
+                pending_bytes_limit=16 << 20,
+            )
+            if wanted not in self._subscriptions:
+                await _unsubscribe(wanted.live)
 
     async def _work(self, client: Client) -> None:
         _log.info("connected to NATS", server=str(self._connection.address))
@@ -236,15 +262,9 @@ class Bus:
         await self._outbox.empty_into(client)
 
 
-async def _subscribe(client: Client, wanted: _Wanted) -> None:
-    with suppress(nats.errors.ConnectionClosedError):  # the next connection gets it
-        await client.subscribe(
-            wanted.subject,
-            wanted.queue,
-            cb=wanted.callback,
-            pending_msgs_limit=10_000,
-            pending_bytes_limit=16 << 20,
-        )
+async def _unsubscribe(live: Subscription) -> None:
+    with suppress(nats.errors.Error):  # it ends with its connection
+        await live.unsubscribe()
 
 
 def _parse(kind: type[Q], payload: bytes) -> Q:

@@ -65,6 +65,11 @@ class Notices:
         """The mount is gone, and all that is known of it."""
         self._mounts.pop((node, mount), None)
 
+    def gone(self, node: str) -> None:
+        """The node is gone, or served by another."""
+        for key in [key for key in self._mounts if key[0] == node]:
+            del self._mounts[key]
+
     async def hear(self, node: str, event: Event) -> None:
         """What the node says of targets."""
         known = self._mounts.get((node, event.mount))

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ _UNSEEN: Final = 60.0
 
 
 class PodIndex:
-    """`listen` is told the mount whose pods have changed."""
+    """Kept by a watch."""
 
     def __init__(self, api: Kubernetes, *, namespace: str) -> None:
         self._informer = Informer(
@@ -47,8 +47,14 @@ class PodIndex:
     async def run(self) -> None:
         await self._informer.run()
 
-    def listen(self, node: str, changed: Callable[[str], None]) -> None:
+    @contextmanager
+    def listening(self, node: str, changed: Callable[[str], None]) -> Iterator[None]:
+        """While inside, `changed` is told the mount whose pods have changed."""
         self._listeners[node] = changed
+        try:
+            yield
+        finally:
+            del self._listeners[node]
 
     def of(self, node: str, mount: str) -> list[Pod]:
         """The pods of one mount, the oldest first."""

@@ -117,20 +117,18 @@ class Pods:
 
     async def run(self) -> None:
         """Look at every mount at each change, and every half minute, until cancelled."""
-        self._cluster.index.listen(self.node, self._wake)
-        tasks = self._tasks = asyncio.TaskGroup()
         try:
-            async with tasks:
-                tasks.create_task(self._references.run(), name=f"references of {self.node}")
-                while True:
-                    self._due.clear()
-                    await self._look()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_PERIOD):
-                            await self._due.wait()
+            with self._cluster.index.listening(self.node, self._wake):
+                async with asyncio.TaskGroup() as self._tasks:
+                    self._tasks.create_task(self._references.run(), name=f"references of {self.node}")
+                    while True:
+                        self._due.clear()
+                        await self._look()
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(_PERIOD):
+                                await self._due.wait()
         finally:
-            if self._tasks is tasks:  # a node that came back is served anew before this ends
-                self._tasks = None
+            self._tasks = None
 
     async def _look(self) -> None:
         """At all, by what the node reports; while it can't be asked, at none."""

@@ -47,9 +47,8 @@ class Reconcile:
     async def run(self) -> None:
         """Look every half minute at what no event told, and when the node service has started; until cancelled."""
         self._idle.clear()
-        tasks = self._tasks = asyncio.TaskGroup()
         try:
-            async with tasks:
+            async with asyncio.TaskGroup() as self._tasks:
                 while True:
                     self._due.clear()
                     period = _PERIOD if await self.look() else _AGAIN
@@ -57,8 +56,7 @@ class Reconcile:
                         async with asyncio.timeout(period):
                             await self._due.wait()
         finally:
-            if self._tasks is tasks:
-                self._tasks = None
+            self._tasks = None
 
     async def look(self) -> bool:
         """The same decisions as by events, from the node's report; False if there is none."""

@@ -11,7 +11,7 @@ from shared.api.juicefs.v1 import (
     RestartReply,
     RestartRequest,
 )
-from shared.bus import Bus
+from shared.bus import Bus, End
 
 
 class MountpodService:
@@ -23,13 +23,15 @@ class MountpodService:
         self._bus = bus
         self._node = node
 
-    def start(self) -> None:
+    def start(self) -> list[End]:
         """Subscribe; the bus does the rest, on this connection and every later one."""
         subject = f"juicefs.rpc.mountpod.{self._node}"
-        self._bus.serve(f"{subject}.Ensure", EnsureRequest, self.ensure, queue="mountpod")
-        self._bus.serve(f"{subject}.Restart", RestartRequest, self.restart, queue="mountpod")
-        self._bus.serve("juicefs.rpc.mountpod.List", ListRequest, self.list)
-        self._bus.on_event(f"juicefs.event.node.{self._node}.>", self._reconcile.hear)
+        return [
+            self._bus.serve(f"{subject}.Ensure", EnsureRequest, self.ensure, queue="mountpod"),
+            self._bus.serve(f"{subject}.Restart", RestartRequest, self.restart, queue="mountpod"),
+            self._bus.serve("juicefs.rpc.mountpod.List", ListRequest, self.list),
+            self._bus.on_event(f"juicefs.event.node.{self._node}.>", self._reconcile.hear),
+        ]
 
     async def ensure(self, request: EnsureRequest) -> EnsureReply:
         """Answers as soon as the client runs or is being started; its mount tells the rest."""

@@ -9,7 +9,7 @@ import pytest
 
 from services.mountpod import leading
 from services.mountpod.leading import Duties
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, NotReady
 from shared.kubernetes import LEASES, NODES, PODS, Kubernetes
 from shared.layout import Layout
 from shared.objects import Pod
@@ -99,6 +99,8 @@ async def test_a_node_that_goes_and_comes_back(stage: Stage, server: ApiServer) 
         await stage.remove(old)
         await asyncio.wait({asyncio.create_task(_quiet(stage))})
         assert not await stage.pods()
+        with pytest.raises(NotReady, match="nobody answers"):
+            await stage.ensure()
         async with _node(stage.api):
             (new,) = await stage.until_pods(1)
         assert new["metadata"]["annotations"]["juicefs.com/mount"] == name

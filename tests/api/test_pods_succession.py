@@ -241,9 +241,9 @@ async def test_an_upgrade_that_was_cut_off_goes_on(stage: Stage) -> None:
         name = await stage.serve()
         cut = asyncio.create_task(_restart(stage, name))
         await stage.until_pods(2)
-        await stage.kubelet_runs()
-        cut.cancel()
-        await asyncio.wait({cut})
+    cut.cancel()
+    await asyncio.wait({cut})
+    await stage.kubelet_runs()
     for pod in await stage.pods():
         assert "deletionTimestamp" not in pod["metadata"]
     async with stage.leading():

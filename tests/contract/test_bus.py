@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import pytest
 
@@ -86,6 +86,20 @@ def raises(error: Exception) -> Answer:
 
 async def ask(bus: Bus, request: EnsureRequest = EMPTY, *, timeout: float = 5) -> EnsureReply:
     return await bus.request(SUBJECT, request, EnsureReply, timeout=timeout)
+
+
+async def until_answered(bus: Bus) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            with suppress(NotReady):
+                await ask(bus)
+                return
+
+
+async def until_refused(bus: Bus) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            await ask(bus)
 
 
 async def test_a_request_is_answered(talk: Conversation, node: Bus) -> None:
@@ -203,13 +217,36 @@ async def test_what_is_served_later_is_answered_too(talk: Conversation, node: Bu
     """A service may begin to serve a subject while it is connected."""
     async with talk.joined(talk.bus("mountpod")) as bus:
         bus.serve(SUBJECT, EnsureRequest, echo)
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    assert (await ask(node, EnsureRequest(volume_id="v1"))).mount == "v1"
-                    break
-                except NotReady:
-                    continue
+        await until_answered(node)
+
+
+async def test_what_has_ended_is_not_answered(talk: Conversation, node: Bus) -> None:
+    """A service may end what it serves, and goes on with the rest."""
+    bus = talk.bus("mountpod")
+    end = bus.serve(SUBJECT, EnsureRequest, echo)
+    bus.serve(f"{SUBJECT}d", EnsureRequest, echo)
+    async with talk.joined(bus):
+        await until_answered(node)
+        end()
+        with pytest.raises(NotReady, match="nobody answers"):
+            await until_refused(node)
+        assert await node.request(f"{SUBJECT}d", EMPTY, EnsureReply, timeout=5) == EnsureReply()
+
+
+async def test_what_has_ended_is_not_heard(talk: Conversation, node: Bus) -> None:
+    """A listener may end, beside another of the same."""
+    ended: list[Event] = []
+    heard: list[Event] = []
+    listener = talk.bus("mountpod")
+    end = listener.on_event("juicefs.event.node.n1.>", ended.append)
+    listener.on_event("juicefs.event.node.n1.>", heard.append)
+
+    end()
+    async with talk.joined(listener):
+        node.say(MountIdle(), volume_id="v1")
+        await until(lambda: heard)
+
+    assert ended == []
 
 
 async def test_an_event_is_heard(talk: Conversation, node: Bus) -> None:

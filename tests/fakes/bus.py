@@ -10,7 +10,7 @@ import betterproto2
 
 from shared import events, log
 from shared.api.juicefs.v1 import Event
-from shared.bus import Bus
+from shared.bus import Bus, End
 from shared.errors import DriverError, InvalidRequest, NotReady
 
 R = TypeVar("R", bound=betterproto2.Message)
@@ -58,11 +58,19 @@ class MemoryBus(Bus):
 
     def serve(
         self, subject: str, request: type[Any], answer: Callable[[Any], Awaitable[Any]], *, queue: str = ""
-    ) -> None:
-        self._served[subject] = request, answer
+    ) -> End:
+        served = self._served[subject] = request, answer
 
-    def on_event(self, subject: str, hear: Callable[[Event], None]) -> None:
-        self._listeners.append((subject.replace(">", "*"), hear))
+        def end() -> None:
+            if self._served.get(subject) is served:
+                del self._served[subject]
+
+        return end
+
+    def on_event(self, subject: str, hear: Callable[[Event], None]) -> End:
+        listener = (subject.replace(">", "*"), hear)
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def say(self, what: betterproto2.Message, *, volume_id: str = "", mount: str = "", node: str = "") -> None:
         said = events.event(what, volume_id=volume_id, mount=mount, request_id=log.request_id.get())
