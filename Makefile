@@ -19,8 +19,9 @@ $(VENV): requirements-dev.lock pyproject.toml scripts/setup
 demo: $(VENV) ## play a volume's whole life on this machine, without Kubernetes (root, /dev/fuse)
 	$(BIN)/python -m demo
 
-test: $(VENV) ## run the whole suite against real nats-server, juicefs and FUSE
-	$(BIN)/pytest
+test: $(VENV) ## run the whole suite against real nats-server, juicefs, FUSE, and kube-apiserver where it is installed
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/unit tests/house tests/api tests/deploy
+	$(BIN)/pytest tests/contract tests/integration tests/sanity
 
 check: $(VENV) ## formatting, lint, types, imports, and the tests that need nothing but Python
 	$(BIN)/ruff format --check
