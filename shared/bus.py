@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 
 from shared import events, log
 from shared.api.juicefs.v1 import Event
-from shared.connection import Address, Connection, in_words
+from shared.connection import Address, Connection, cancellable, in_words
 from shared.errors import BY_NAME, CommandFailed, DriverError, InvalidRequest, NotReady
 from shared.metrics import Metrics
 from shared.outbox import Outbox
@@ -263,8 +263,9 @@ class Bus:
 
 
 async def _unsubscribe(live: Subscription) -> None:
+    """What has come is answered yet."""
     with suppress(nats.errors.Error):  # it ends with its connection
-        await live.unsubscribe()
+        await cancellable(live.drain())  # type: ignore[no-untyped-call]
 
 
 def _parse(kind: type[Q], payload: bytes) -> Q:

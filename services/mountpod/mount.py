@@ -14,12 +14,11 @@ from services.mountpod.node import NodeService
 from services.mountpod.planner import Plan
 from services.mountpod.pod_failure import Failing, stuck
 from services.mountpod.pod_maker import Wish
-from services.mountpod.pod_state import State, Verdict, exit_code, restarts, serves, verdict
+from services.mountpod.pod_state import POD_STARTING, State, Verdict, exit_code, restarts, serves, verdict
 from services.mountpod.references import References
 from services.mountpod.replace import let_go, replace_in_order
 from services.mountpod.waiting import Waiting
 from shared.api.juicefs.v1 import ClientExited, ClientStarting, MountClosed, MountFailed, MountReport
-from shared.domain import digest
 from shared.errors import CommandFailed, DriverError, InUse, NotReady
 from shared.manifests import pod_name
 from shared.objects import Pod
@@ -80,10 +79,10 @@ class Mount:
                 if verdict(pod).state is State.STUCK:
                     self.waiting.ask()
                     raise stuck(pod, verdict(pod))
-            if living and self.waiting.is_doubted and self.plan:
-                await self._prepare(self.plan)  # what it lacks on the node, if it does
             if not living:
                 await self._create(self.plan or await self._plan_again(), is_new=True)
+            elif self.waiting.is_doubted and self.plan:
+                await self._prepare(self.plan)  # what it lacks on the node, if it does
             self.waiting.ask()
 
     async def restart(self) -> None:
@@ -145,8 +144,8 @@ class Mount:
             for pod in pods:
                 await self._attend_pod(pod, verdicts[pod.metadata.uid], report)
             is_stuck = any(found.state is State.STUCK for found in verdicts.values())
-            is_unused = not (report.targets or report.device or report.expected)
-            if is_unused and self.waiting.is_forgotten(is_stuck=is_stuck):
+            is_used = report.targets or report.device or report.expected
+            if not is_used and self.waiting.is_forgotten(is_stuck=is_stuck):
                 await self._forget()
 
     def _superfluous(self) -> list[Pod]:
@@ -172,8 +171,9 @@ class Mount:
         """One that is waited for comes up or has failed; one that is used gets a successor when it ends."""
         is_new = self.waiting.is_begun and not (report.targets or report.device)
         uid = pod.metadata.uid
-        if is_new and (error := await (await self._failing()).why(pod, found, doubt=self.waiting.doubt())):
-            await self._fail(pod, error, is_final=found.state is not State.STUCK)
+        if is_new and (error := await self._why(pod, found)):
+            may_come_up = found.state is State.STUCK or error.reason == POD_STARTING
+            await self._fail(pod, error, is_final=not may_come_up)
         elif found.state is State.STUCK and report.targets:
             await self._unstick(pod, found)
         elif found.state in _OVER:
@@ -253,15 +253,14 @@ class Mount:
 
     async def _prepare(self, plan: Plan) -> None:
         """The node makes what the pod needs, and sees to it that no client carries on another one's connection."""
-        fs = plan.filesystem
-        identity = digest([fs.address, fs.name, plan.settings.subdir.text])
-        await self.place.service.prepare(self.name, timeout=_PREPARE_TIMEOUT, keep=True, identity=identity)
+        await self.place.service.prepare(self.name, timeout=_PREPARE_TIMEOUT, keep=True, identity=plan.identity)
 
     # ---- its ends
 
-    async def _failing(self) -> Failing:
+    async def _why(self, pod: Pod, found: Verdict) -> CommandFailed | None:
         plan = self.plan or await self._plan_again()  # without it nobody knows what is not to be shown
-        return Failing(maker=self.place.cluster.maker, marks=plan.filesystem.marks)
+        failing = Failing(maker=self.place.cluster.maker, marks=plan.filesystem.marks)
+        return await failing.why(pod, found, doubt=self.waiting.doubt(), wonders=self.waiting.wonders())
 
     async def _fail(self, pod: Pod, error: CommandFailed, *, is_final: bool) -> None:
         """A client that never came up: say why. One that Kubernetes may still start is left to it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from shared.domain import digest
 from shared.errors import InvalidRequest, NotFound, NotReady
 from shared.filesystem import Filesystem
 from shared.informer import Informer
@@ -30,6 +31,11 @@ class Plan:
     filesystem: Filesystem
     owner: Owner
     claim: Reference | None = None
+
+    @property
+    def identity(self) -> str:
+        """Of what is mounted: a client with another one must not take over a connection."""
+        return digest([self.filesystem.address, self.filesystem.name, self.settings.subdir.text])
 
 
 class Volumes:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.mountpod.pod_maker import PodMaker
-from services.mountpod.pod_state import State, Verdict, restarts
+from services.mountpod.pod_state import POD_STARTING, State, Verdict, restarts
 from shared.diagnosis import UNKNOWN, diagnose, masked
 from shared.domain import Secret
 from shared.errors import CommandFailed
@@ -28,10 +28,11 @@ class Failing:
     maker: PodMaker
     marks: tuple[Secret, ...]
 
-    async def why(self, pod: Pod, found: Verdict, *, doubt: bool | None) -> CommandFailed | None:
+    async def why(self, pod: Pod, found: Verdict, *, doubt: bool | None, wonders: bool = False) -> CommandFailed | None:
         """Why a client does not come up; None while it may.
 
         With `doubt` it runs for so long that its complaints count, though it goes on trying; True: its silence, too.
+        With `wonders` Kubernetes is asked what it complains of.
         """
         if found.state is State.STUCK:
             return stuck(pod, found)
@@ -39,6 +40,9 @@ class Failing:
             return await self._last_words(pod, found)
         if found.state is State.RUNNING and doubt is not None:
             return await self._complaint(pod, is_late=doubt)
+        if found.state is State.STARTING and wonders and (words := await self.maker.warning(pod)):
+            message = f"{POD_STARTING}: mount pod {pod.metadata.name}: {masked(words, self.marks)}"
+            return CommandFailed(message, reason=POD_STARTING)
         return None
 
     async def _complaint(self, pod: Pod, *, is_late: bool) -> CommandFailed | None:

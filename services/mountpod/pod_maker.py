@@ -10,7 +10,7 @@ from services.mountpod.planner import Plan
 from services.mountpod.pod_index import FINALIZER, PodIndex
 from shared.apiserver import Conflict
 from shared.errors import AlreadyExists, DriverError, InUse, NotFound
-from shared.kubernetes import PODS, SECRETS, Kubernetes
+from shared.kubernetes import EVENTS, PODS, SECRETS, Kubernetes
 from shared.layout import Layout
 from shared.manifests import OURS, MountPod, pod_name, secret
 from shared.objects import Pod
@@ -90,6 +90,18 @@ class PodMaker:
         except DriverError as error:
             _log.debug("no log", pod=pod.metadata.name, cause=str(error))
             return ""
+
+    async def warning(self, pod: Pod) -> str:
+        """What Kubernetes complains of, if that is the last it says of this pod; else empty."""
+        try:
+            found = await self._api.list(
+                EVENTS, namespace=self._namespace, fields=f"involvedObject.uid={pod.metadata.uid}"
+            )
+        except DriverError as error:
+            _log.debug("no events", pod=pod.metadata.name, cause=str(error))
+            return ""
+        last = max(found["items"], key=lambda event: event.get("lastTimestamp") or "", default={"type": "Normal"})
+        return "" if last["type"] == "Normal" else f"{last['reason']}: {last['message']}"
 
     def _pod(self, wish: Wish, name: str) -> dict[str, Any]:
         return MountPod(

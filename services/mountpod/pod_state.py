@@ -11,6 +11,7 @@ from shared.settings import ClientSettings
 IMAGE_PULL: Final = "IMAGE_PULL"
 UNSCHEDULABLE: Final = "UNSCHEDULABLE"
 POD_CONFIG: Final = "POD_CONFIG"
+POD_STARTING: Final = "POD_STARTING"
 POD_FAILED: Final = "POD_FAILED"
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 _IMAGE: Final = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}

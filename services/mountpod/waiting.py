@@ -18,6 +18,7 @@ class Waiting:
     def __init__(self) -> None:
         self._asked = _now()
         self._began: float | None = None
+        self._wondered = 0.0
         self.is_doubted = False
 
     @property
@@ -29,7 +30,7 @@ class Waiting:
         """Somebody waits for it; when that takes long, it is worth a look."""
         self._asked = _now()
         if self._began is None:
-            self._began = self._asked
+            self._began = self._wondered = self._asked
         self.is_doubted = self.is_doubted or self._asked > self._began + _PATIENCE
 
     def doubt(self) -> bool | None:
@@ -38,6 +39,13 @@ class Waiting:
             return None
         self.is_doubted = False
         return _now() > self._began + _LATE
+
+    def wonders(self) -> bool:
+        """True once in a while when it takes long: for a question that costs the API server more than a look."""
+        if self._began is None or _now() < self._wondered + _LATE:
+            return False
+        self._wondered = _now()
+        return True
 
     def is_forgotten(self, *, is_stuck: bool) -> bool:
         """True if nobody asked in a while. What is on its way gets longer: its image may be big."""

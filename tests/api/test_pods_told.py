@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.mountpod import notices
+from services.mountpod import notices, waiting
 from shared.api.juicefs.v1 import DescriptorTaken, TargetBound, TargetRebound, TargetUnbound
 from shared.errors import CommandFailed, NotReady
 from shared.kubernetes import CLAIMS, EVENTS, PERSISTENT_VOLUMES, PODS, Kubernetes
@@ -55,6 +55,31 @@ async def test_a_failure_is_told_to_all_it_concerns(stage: Stage) -> None:
     events = (await stage.api.list(EVENTS, namespace=stage.name))["items"]
     assert all(event["type"] == "Warning" for event in events if event["reason"] == "MountFailed")
     assert "marker-1" not in str(events)
+
+
+@pytest.mark.parametrize("later", ["nothing", "better"])
+async def test_what_kubelet_complains_of_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch, later: str) -> None:
+    """A pod that hangs in ContainerCreating: its last event says why, its status does not. It may still come up."""
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.1)
+    monkeypatch.setattr(waiting, "_LATE", 0.1)
+    async with stage.leading():
+        await stage.ensure()
+        (pod,) = await stage.pods()
+        await stage.kubelet_says(**container(phase="Pending", waiting={"reason": "ContainerCreating"}))
+        await _kubelet_tells(stage, pod, at=1, type="Warning", reason="FailedMount", message="no secret none")
+        if later == "better":
+            await _kubelet_tells(stage, pod, at=2, type="Normal", reason="Pulling", message="pulling the image")
+        asked = len(await _asked_for_events(stage))
+        if later == "better":
+            assert not await stage.events("MountFailed")
+        else:
+            await _until(
+                stage, "MountFailed", f"POD_STARTING: mount pod {pod['metadata']['name']}: FailedMount: no secret"
+            )
+        assert asked
+        (living,) = await stage.pods()
+    assert living["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert not stage.failures()
 
 
 async def test_users_hear_of_a_client_that_was_replaced(stage: Stage) -> None:
@@ -185,5 +210,26 @@ def _bound(stage: Stage, name: str, pod: str) -> None:
 
 async def _until(stage: Stage, reason: str, words: str) -> None:
     async with asyncio.timeout(10):
-        while not any(said.startswith(words) for said in await stage.events(reason)):
+        while not any(words in said for said in await stage.events(reason)):
             await asyncio.sleep(0.05)
+
+
+async def _kubelet_tells(stage: Stage, pod: dict[str, Any], *, at: int, **event: str) -> None:
+    about = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
+    body = {
+        "metadata": {"name": f"told-{at}"},
+        "involvedObject": {"kind": "Pod", **about},
+        "lastTimestamp": f"2026-01-01T00:00:0{at}Z",
+        **event,
+    }
+    await stage.api.create(EVENTS, body, namespace=stage.name)
+
+
+async def _asked_for_events(stage: Stage) -> list[str]:
+    """As a publish that waits, until mountpod has asked Kubernetes."""
+    async with asyncio.timeout(10):
+        with stage.counted() as seen:
+            while "LIST events" not in seen:
+                await stage.ensure()
+                await asyncio.sleep(0.05)
+    return seen
