@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from services.controller.credentials import SecretRef
 from services.controller.records import require_own
 from services.controller.templates import SECRET_PREFIX, Owner, Templates, names_node
 from shared import quantity, settings
 from shared.domain import Subpath, capacity_in_range
 from shared.errors import InvalidRequest
 from shared.objects import Claim, Metadata, StorageClass
+from shared.secret_ref import SecretRef
 
 PROVISIONED_BY: Final = "pv.kubernetes.io/provisioned-by"
 FINALIZER: Final = "external-provisioner.volume.kubernetes.io/finalizer"
@@ -135,7 +135,7 @@ def plan(claim: Claim, storage_class: StorageClass, *, node: Mapping[str, Any] |
     wanted = settings.parse(
         volume_id=volume_name(claim), context=attributes, mount_options=filled.mount_options, credentials="unread"
     )
-    refs = {purpose: SecretRef.of(filled.parameters, purpose) for purpose in ("provisioner", "node-publish")}
+    refs = {purpose: _secret(filled.parameters, purpose) for purpose in ("provisioner", "node-publish")}
     missing = [purpose for purpose, ref in refs.items() if ref is None]
     if missing or not (provisioner := refs["provisioner"]) or not (node_publish := refs["node-publish"]):
         raise InvalidRequest(
@@ -151,9 +151,20 @@ def plan(claim: Claim, storage_class: StorageClass, *, node: Mapping[str, Any] |
         mount_options=filled.mount_options,
         provisioner=provisioner,
         node_publish=node_publish,
-        controller_expand=SecretRef.of(filled.parameters, "controller-expand"),
+        controller_expand=_secret(filled.parameters, "controller-expand"),
         is_secret_held=filled.parameters.get("secretFinalizer") == "true" and storage_class.reclaim_policy == "Delete",
     )
+
+
+def _secret(parameters: Mapping[str, str], purpose: str) -> SecretRef | None:
+    """The one that `csi.storage.k8s.io/<purpose>-secret-{name,namespace}` names; None without either."""
+    keys = [f"{SECRET_PREFIX}{purpose}-secret-{part}" for part in ("namespace", "name")]
+    namespace, name = (parameters.get(key, "") for key in keys)
+    if not namespace and not name:
+        return None
+    if not namespace or not name:
+        raise InvalidRequest(f"parameter {keys[bool(namespace)]} is empty: it is required")
+    return SecretRef(namespace=namespace, name=name)
 
 
 def _check(claim: Claim, *, has_pattern: bool) -> None:

@@ -12,7 +12,6 @@ import msgspec
 import structlog
 
 from services.controller.cluster import Cluster
-from services.controller.credentials import SecretRef
 from services.controller.store import Store
 from services.controller.worklist import Worklist, within
 from shared import log, quantity
@@ -20,6 +19,7 @@ from shared.api.juicefs.v1 import VolumeExpanded
 from shared.errors import DriverError, InvalidRequest, NotFound, OutOfRange
 from shared.kubernetes import CLAIMS, PERSISTENT_VOLUMES
 from shared.objects import Claim, PersistentVolume
+from shared.secret_ref import SecretRef
 
 _SECONDS: Final = 60.0
 _IN_PROGRESS: Final = "ControllerResizeInProgress"

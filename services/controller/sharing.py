@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from services.controller.credentials import SecretRef
 from services.controller.store import Store
 from services.controller.used import Use
 from shared.domain import Subpath
 from shared.errors import InUse, InvalidRequest, NotFound
 from shared.filesystem import Filesystem
+from shared.secret_ref import SecretRef
 
 
 class Sharing:

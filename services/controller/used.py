@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from sys import intern
 
-from services.controller.credentials import SecretRef
 from services.controller.provisioning import DELETION_SECRET, PROVISIONED_BY
 from services.controller.templates import SECRET_PREFIX
 from shared import settings
 from shared.domain import Subpath
 from shared.errors import InvalidRequest
 from shared.objects import CsiSource, PersistentVolume
+from shared.secret_ref import SecretRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

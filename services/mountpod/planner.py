@@ -1,7 +1,6 @@
 """From a volume's id to all that its client is made of, as of now: PersistentVolume, Secret, claim, configuration."""
 
 import sys
-from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +11,14 @@ from shared.domain import digest
 from shared.errors import InvalidRequest, NotFound, NotReady
 from shared.filesystem import Filesystem
 from shared.informer import Informer
-from shared.kubernetes import CLAIMS, PERSISTENT_VOLUMES, SECRETS, Kubernetes
+from shared.kubernetes import CLAIMS, PERSISTENT_VOLUMES, Kubernetes
 from shared.manifests import Owner, variables
 from shared.objects import Claim, PersistentVolume
 from shared.pod_patch import Claim as PatchedClaim
 from shared.pod_patch import Configuration, apply, fill
 from shared.pod_settings import PodSettings, buffer_size
 from shared.recorder import Reference
+from shared.secret_ref import SecretRef
 from shared.settings import ClientSettings, parse, unique_id
 
 
@@ -126,8 +126,11 @@ class Planner:
         csi = volume.spec.csi
         if csi is None or csi.node_publish_secret_ref is None:
             raise InvalidRequest(f"PersistentVolume {volume.metadata.name} has no nodePublishSecretRef")
-        reference = csi.node_publish_secret_ref
-        filesystem = Filesystem.parse(await self._secret(reference.name, reference.namespace, of=volume.metadata.name))
+        ref = SecretRef(namespace=csi.node_publish_secret_ref.namespace, name=csi.node_publish_secret_ref.name)
+        try:
+            filesystem = await ref.filesystem(self._api)
+        except NotFound as error:
+            raise NotReady(f"PersistentVolume {volume.metadata.name}: {error}") from None
         claim = await self._claim(volume)
         patch = self.configuration.merged(claim=_patched(claim), node_labels=self._node_labels(node))
         settings = parse(
@@ -155,16 +158,6 @@ class Planner:
                 await self._api.get(CLAIMS, name, namespace=self._namespace)
         except NotFound:
             raise NotReady(f"the claim {self._namespace}/{name}, which is to be the cache, does not exist") from None
-
-    async def _secret(self, name: str, namespace: str, *, of: str) -> dict[str, str]:
-        try:
-            found = await self._api.get(SECRETS, name, namespace=namespace)
-        except NotFound:
-            raise NotReady(f"the Secret {namespace}/{name} of PersistentVolume {of} does not exist") from None
-        try:
-            return {key: b64decode(value).decode() for key, value in (found.get("data") or {}).items()}
-        except ValueError:
-            raise InvalidRequest(f"the Secret {namespace}/{name} holds something that is not text") from None
 
     async def _claim(self, volume: PersistentVolume) -> Claim | None:
         reference = volume.spec.claim_ref

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.controller.credentials import SecretRef
 from services.controller.provisioning import (
     Plan,
     class_name,
@@ -22,6 +21,7 @@ from services.controller.used import Use, Used, use_of
 from shared.domain import GIB, Subpath
 from shared.errors import InvalidRequest
 from shared.objects import Claim, PersistentVolume, StorageClass
+from shared.secret_ref import SecretRef
 
 DRIVER = "csi.juicefs.com"
 SECRETS = {
