@@ -1,5 +1,6 @@
 """The node service of this machine, as mountpod asks it: it alone touches mount points and targets."""
 
+import time
 from typing import Final
 
 from shared.api.juicefs.v1 import (
@@ -31,7 +32,7 @@ class NodeService:
         """Have the client's mount point, directory and hand-over socket made; `timeout` in seconds."""
         await self._bus.request(
             f"{self._subject}.Prepare",
-            PrepareRequest(mount=name, keep=keep, identity=identity),
+            PrepareRequest(mount=name, keep=keep, identity=identity, time_ms=int(time.time() * 1000)),
             PrepareReply,
             timeout=timeout,
         )

@@ -40,7 +40,8 @@ def answer_mountpod(bus: Bus, mounts: Mounts, *, node: str) -> None:
     """What mountpod may ask of this node."""
 
     async def prepare(request: PrepareRequest) -> PrepareReply:
-        await mounts.prepare(request.mount, keep=request.keep, identity=request.identity)
+        asked = request.time_ms / 1000
+        await mounts.prepare(request.mount, keep=request.keep, identity=request.identity, asked=asked)
         return PrepareReply()
 
     async def release(request: ReleaseRequest) -> ReleaseReply:

@@ -30,6 +30,7 @@ _UNMOUNT_TIMEOUT: Final = 10.0
 _BUSY: Final = 2.0
 """Seconds that the kernel may call an unused mount busy."""
 _PREPARED: Final = 60.0
+_NEVER: Final = (0.0, 0.0)
 """Seconds that what was prepared is left to the client that is about to start in it."""
 
 
@@ -48,7 +49,7 @@ class Mounts:
         self.say = say
         self._keepers = Keepers(layout=layout, say=say, metrics=metrics)
         self._expected: Counter[str] = Counter()
-        self._prepared: dict[str, float] = {}
+        self._prepared: dict[str, tuple[float, float]] = {}  # when, by our clock, and by that of who asked
         self.closing: set[str] = set()
 
     async def run(self) -> None:
@@ -70,7 +71,7 @@ class Mounts:
         except (OSError, DriverError) as error:
             log.warning("client not taken over", mount=name, error=str(error))
 
-    async def prepare(self, name: str, *, keep: bool = False, identity: str = "") -> None:
+    async def prepare(self, name: str, *, keep: bool = False, identity: str = "", asked: float = 0.0) -> None:
         """Everything a client needs before it starts; a mount whose connection has ended makes way.
 
         With `keep` its directory stays until it was closed, or has failed: nobody else leaves anything in it.
@@ -84,7 +85,7 @@ class Mounts:
         client.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if keep:
             self._renounce(client, identity)
-        self._prepared[name] = time.time()
+        self._prepared[name] = time.time(), asked
         self._keepers.open(name, self._tasks)
         await self._clear(client)
         if self._table.top(str(client.mount_point)) is None:
@@ -257,7 +258,7 @@ class Mounts:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
         adopt(self._layout, self._table)
         for name in self.names():
-            if self._prepared.get(name, 0.0) < time.time() - _PREPARED:
+            if self._prepared.get(name, _NEVER)[0] < time.time() - _PREPARED:
                 self._sweep(name)
         table, present = self._table.clients(), self.present()
         return [
@@ -274,7 +275,11 @@ class Mounts:
         """Events of mountpod: a client that has ended, or never came up, leaves an empty directory."""
         has_ended = event.mount_closed is not None or event.mount_failed is not None
         # One that was said before the next client was prepared may be heard afterwards.
-        if has_ended and is_mount_name(event.mount) and event.time_ms / 1000 >= self._prepared.get(event.mount, 0.0):
+        if (
+            has_ended
+            and is_mount_name(event.mount)
+            and event.time_ms / 1000 >= self._prepared.get(event.mount, _NEVER)[1]
+        ):
             self._sweep(event.mount, has_ended=True)
 
     def _sweep(self, name: str, *, has_ended: bool = False) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,11 +81,17 @@ async def test_its_end_takes_all_along(stage: Real, node: NodeService, what: Mou
     assert await node.report() == {}
 
 
-async def test_a_word_of_before_is_not_about_this_one(stage: Real, node: NodeService) -> None:
-    """It was said before the next client was prepared, and heard afterwards."""
+@pytest.mark.parametrize("ahead", [0.0, 60.0, -60.0])
+async def test_a_word_of_before_is_not_about_this_one(
+    stage: Real, node: NodeService, *, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """It was said before the next client was prepared, and heard afterwards; mountpod's clock may be another one."""
+    monkeypatch.setattr("services.mountpod.node.time", SimpleNamespace(time=lambda: time.time() + ahead))
     await node.prepare(NAME, timeout=5, keep=True)
-    stage.mounts.hear(said(MountFailed(), seconds_later=-5))
+    stage.mounts.hear(said(MountFailed(), seconds_later=ahead - 5))
     assert client(stage).comm_socket.exists()
+    stage.mounts.hear(said(MountFailed(), seconds_later=ahead + 5))
+    assert not client(stage).comm_socket.exists()
 
 
 async def test_what_is_used_or_waited_for_stays(stage: Real, node: NodeService) -> None:

@@ -414,6 +414,11 @@ class PrepareRequest(betterproto2.Message):
     Digest of file system and directory: what a client of another one must not carry on.
     """
 
+    time_ms: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    Milliseconds since the epoch, by the clock of who asks: an earlier event of its own is about an earlier client.
+    """
+
 
 default_message_pool.register_message("juicefs.v1", "PrepareRequest", PrepareRequest)
 
