@@ -93,6 +93,7 @@ class Outbox:
         batch = list(islice(self._letters, _BATCH))
         for letter in batch:
             await client.publish(letter.subject, letter.payload, headers=letter.headers)
+        # In a task, so that nats-py's flusher has its turn before: the ping overtakes what it has yet to send.
         await cancellable(client.flush(PATIENCE))
         for letter in batch:
             if self._letters and self._letters[0] is letter:  # else it was dropped meanwhile
