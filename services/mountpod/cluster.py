@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from services.mountpod.configured import ConfigurationFile
 from services.mountpod.notices import Notices
 from services.mountpod.planner import Planner
 from services.mountpod.pod_index import PodIndex
@@ -14,6 +15,7 @@ class Cluster:
     """The parts that know no node."""
 
     bus: Bus
+    configuration: ConfigurationFile
     planner: Planner
     index: PodIndex
     maker: PodMaker

@@ -34,6 +34,9 @@ class Fleet:
         found = self._nodes.objects.get(node)
         return found.metadata.labels if found else {}
 
+    def nodes(self) -> list[str]:
+        return list(self._nodes.objects)
+
     async def run_nodes(self) -> None:
         """Keep the list of nodes, until cancelled."""
         await self._nodes.run()

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from services.mountpod.notices import Notices
 from services.mountpod.planner import Planner, Volumes
 from services.mountpod.pod_index import PodIndex
 from services.mountpod.pod_maker import PodMaker
-from shared.api.juicefs.v1 import ServiceStarted
-from shared.bus import Bus
+from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, RestartRequest, ServiceStarted
+from shared.bus import Bus, End
 from shared.errors import NotReady
 from shared.identity import DRIVER_NAME, VERSION
 from shared.kubeconfig import own_namespace
@@ -77,6 +78,7 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
         recorder = Recorder(api, component="juicefs-csi-mountpod")
         cluster = Cluster(
             bus=bus,
+            configuration=file,
             planner=planner,
             index=index,
             maker=PodMaker(api, namespace=namespace, index=index, layout=duties.layout),
@@ -89,10 +91,17 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
                 tasks.create_task(part.run())
             tasks.create_task(fleet.run_nodes())
             standing(None)
-            await _lead(lease, index, partial(_serve, fleet, cluster, superseded=superseded, standing=standing))
+            serve = partial(_serve, fleet, cluster, superseded=superseded, standing=standing)
+            await _lead(lease, serve, is_current=lambda: index.is_current, refuse=partial(_refuse, fleet, bus))
 
 
-async def _lead(lease: Lease, index: PodIndex, serve: Callable[[], Awaitable[None]]) -> None:
+async def _lead(
+    lease: Lease,
+    serve: Callable[[], Awaitable[None]],
+    *,
+    is_current: Callable[[], bool],
+    refuse: Callable[[NotReady], list[End]],
+) -> None:
     """Serve while the Lease is ours.
 
     When it is lost because the API server is away, nobody else has it: we stay, so that who asks hears what is missing.
@@ -100,16 +109,38 @@ async def _lead(lease: Lease, index: PodIndex, serve: Callable[[], Awaitable[Non
     Raises:
         NotReady: somebody else leads by now. The program starts anew, as the one that waits.
     """
-    follows = True
+    follows, refusals = True, ExitStack()
+
+    async def serve_again() -> None:
+        refusals.close()
+        await serve()
+
     while True:
         try:
-            await lease.lead(serve, follows=follows)
+            await lease.lead(serve_again, follows=follows)
         except NotReady as error:
-            if index.is_current:
+            if is_current():
                 raise
             _log.warning("not leading while the API server is away", cause=str(error))
             follows = False
+            refusals.close()
+            for end in refuse(error):
+                refusals.callback(end)
             await asyncio.sleep(_AGAIN)
+
+
+def _refuse(fleet: Fleet, bus: Bus, why: NotReady) -> list[End]:
+    """Say why to whoever asks, for whatever node."""
+
+    async def refuse(_: EnsureRequest | RestartRequest) -> EnsureReply:
+        raise why
+
+    kinds: dict[str, type[EnsureRequest | RestartRequest]] = {"Ensure": EnsureRequest, "Restart": RestartRequest}
+    return [
+        bus.serve(f"juicefs.rpc.mountpod.{node}.{verb}", kind, refuse, queue="mountpod")
+        for node in fleet.nodes()
+        for verb, kind in kinds.items()
+    ]
 
 
 async def _serve(

@@ -26,7 +26,6 @@ from shared.api.juicefs.v1 import EnsureRequest, Event, MountReport, MountSupers
 from shared.errors import DriverError, NotFound, NotReady
 from shared.settings import ClientSettings
 
-_PERIOD: Final = 30.0
 _AGAIN: Final = 2.0
 _DELETE_AT: Final = "juicefs-delete-at"
 
@@ -46,7 +45,6 @@ class Pods:
         self._recent = Recent[str, Plan]()
         self._alarms = Alarms(self._wake)
         self._tasks: asyncio.TaskGroup | None = None
-        self._due = asyncio.Event()
 
     # ---- what the port promises
 
@@ -74,6 +72,7 @@ class Pods:
     async def restart(self, name: str) -> None:
         if not self._cluster.index.of(self.node, name):
             raise NotFound(f"no client is called {name[:64]!r} on node {self.node}")
+        self._cluster.configuration.read()  # who asks for it may have changed it a moment ago
         await self._mount(name).restart()
 
     async def end(self, name: str) -> None:
@@ -104,39 +103,28 @@ class Pods:
         return known
 
     def retry(self) -> None:
-        self._due.set()
+        """Nothing: the look that follows brings it."""
 
-    def tidy(self) -> None:
+    def look(self, mounts: Mapping[str, MountReport]) -> None:
         self._failures.tidy()
         for name in [name for name, mount in self._mounts.items() if mount.is_over]:
             del self._mounts[name]
             if not self._references.targets(name):
                 self._cluster.notices.closed(self.node, name)
+        for name in {*mounts, *self._cluster.index.mounts(self.node)}:
+            self._references.found(name, mounts.get(name))
+            self._wake(name, mounts.get(name, MountReport()))
 
     # ---- its life
 
     async def run(self) -> None:
-        """Look at every mount at each change, and every half minute, until cancelled."""
+        """Look at every mount at each change, until cancelled."""
         try:
             with self._cluster.index.listening(self.node, self._wake):
                 async with asyncio.TaskGroup() as self._tasks:
-                    self._tasks.create_task(self._references.run(), name=f"references of {self.node}")
-                    while True:
-                        self._due.clear()
-                        await self._look()
-                        with suppress(TimeoutError):
-                            async with asyncio.timeout(_PERIOD):
-                                await self._due.wait()
+                    await self._references.run()
         finally:
             self._tasks = None
-
-    async def _look(self) -> None:
-        """At all, by what the node reports; while it can't be asked, at none."""
-        with suppress(DriverError):
-            reports = await self._service.report()
-            for name in {*reports, *self._cluster.index.mounts(self.node)}:
-                self._references.found(name, reports.get(name))
-                self._wake(name, reports.get(name, MountReport()))
 
     def hear(self, event: Event) -> None:
         """What the node says of clients and targets."""

@@ -12,7 +12,7 @@ from services.mountpod.failures import Failures
 from services.mountpod.launch import Launcher, read_state, remove_files
 from services.mountpod.node import NodeService
 from shared.alive import is_alive
-from shared.api.juicefs.v1 import EnsureRequest, MountClosed
+from shared.api.juicefs.v1 import EnsureRequest, MountClosed, MountReport
 from shared.bus import Bus
 from shared.errors import DriverError, NotFound, NotReady
 from shared.juicefs import Juicefs
@@ -80,7 +80,7 @@ class Processes:
         for client in self._clients.values():
             client.retry()
 
-    def tidy(self) -> None:
+    def look(self, mounts: Mapping[str, MountReport]) -> None:
         for client in self._clients.values():
             client.tidy()
         self._credentials.sweep({client.settings.credentials for client in self._clients.values()})

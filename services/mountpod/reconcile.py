@@ -61,14 +61,14 @@ class Reconcile:
     async def look(self) -> bool:
         """The same decisions as by events, from the node's report; False if there is none."""
         try:
-            self._runtime.tidy()
-        except OSError as error:
-            _log.warning("not tidied", cause=error.strerror, file=error.filename)
-        try:
             mounts = await self._node.report()
         except DriverError as error:
             _log.debug("look put off", cause=str(error))
             return False
+        try:
+            self._runtime.look(mounts)
+        except OSError as error:
+            _log.warning("not tidied", cause=error.strerror, file=error.filename)
         for name in {*mounts, *self._runtime.clients()}:
             if is_used(mounts.get(name)):
                 self._keep(name)

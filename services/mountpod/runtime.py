@@ -6,7 +6,7 @@ Ensure and close are level-triggered on both sides of it: every call may come ag
 from collections.abc import Mapping
 from typing import Protocol
 
-from shared.api.juicefs.v1 import EnsureRequest
+from shared.api.juicefs.v1 import EnsureRequest, MountReport
 from shared.settings import ClientSettings
 
 
@@ -50,5 +50,5 @@ class Runtime(Protocol):
     def retry(self) -> None:
         """The node service has started: clients that waited for it are tried now."""
 
-    def tidy(self) -> None:
-        """Bound what grows with time. Called every now and then."""
+    def look(self, mounts: Mapping[str, MountReport]) -> None:
+        """What the node says of its mounts, every now and then: correct what no event told, and bound what grows."""

@@ -11,6 +11,7 @@ from typing import Any
 import betterproto2
 
 from services.mountpod.cluster import Cluster
+from services.mountpod.configured import ConfigurationFile
 from services.mountpod.fleet import Fleet
 from services.mountpod.node import NodeService
 from services.mountpod.notices import Notices
@@ -21,7 +22,7 @@ from services.mountpod.pod_state import State, verdict
 from services.mountpod.pods import Pods
 from services.mountpod.reconcile import Reconcile
 from services.mountpod.service import MountpodService
-from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, MountFailed, Workload
+from shared.api.juicefs.v1 import EnsureReply, EnsureRequest, MountFailed, RestartReply, RestartRequest, Workload
 from shared.errors import AlreadyExists, NotFound
 from shared.filesystem import credentials_digest
 from shared.identity import DRIVER_NAME
@@ -69,6 +70,7 @@ class Stage:
         )
         return Cluster(
             bus=self.bus,
+            configuration=ConfigurationFile(None, lambda _: None),
             planner=planner,
             index=index,
             maker=PodMaker(self.api, namespace=self.name, index=index, layout=Layout()),
@@ -158,6 +160,9 @@ class Stage:
     async def pods(self) -> list[Object]:
         found: list[Object] = (await self.api.list(PODS, namespace=self.name, labels=LABEL))["items"]
         return sorted(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
+
+    async def restart(self, name: str) -> None:
+        await self.bus.request("juicefs.rpc.mountpod.n1.Restart", RestartRequest(mount=name), RestartReply, timeout=30)
 
     async def kubelet_says(self, *, pod: Object | None = None, **status: Any) -> None:
         """Of the pod, or of all."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.mountpod import pods as pods_module
-from services.mountpod import waiting
+from services.mountpod import reconcile, waiting
 from services.mountpod.pods import Pods
 from shared.errors import CommandFailed, DriverError
 from shared.kubernetes import Kubernetes
@@ -115,7 +114,7 @@ async def test_what_nobody_waits_for_goes(stage: Stage, monkeypatch: pytest.Monk
     """A publish that was given up asks no more; nothing is kept for it."""
     for name in ("_UNWANTED", "_UNWANTED_START"):
         monkeypatch.setattr(waiting, name, 0.3)
-    monkeypatch.setattr(pods_module, "_PERIOD", 0.1)
+    monkeypatch.setattr(reconcile, "_PERIOD", 0.1)
     async with stage.leading():
         await stage.ensure()
         await stage.kubelet_runs()
@@ -143,7 +142,7 @@ async def test_what_is_waited_for_stays(stage: Stage, monkeypatch: pytest.Monkey
     """The node says that a publish expects it."""
     for name in ("_UNWANTED", "_UNWANTED_START"):
         monkeypatch.setattr(waiting, name, 0.1)
-    monkeypatch.setattr(pods_module, "_PERIOD", 0.05)
+    monkeypatch.setattr(reconcile, "_PERIOD", 0.05)
     async with stage.leading():
         stage.node.expected.add(await stage.ensure())
         await stage.kubelet_runs()
@@ -152,7 +151,7 @@ async def test_what_is_waited_for_stays(stage: Stage, monkeypatch: pytest.Monkey
 
 
 def _is_tidy(pods: Pods) -> bool:
-    pods.tidy()
+    pods.look({})
     return not pods._mounts
 
 

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from services.mountpod import leading
 from services.mountpod.leading import Duties
-from shared.errors import InvalidRequest, NotReady
+from shared.errors import Busy, InvalidRequest, NotReady
 from shared.kubernetes import LEASES, NODES, PODS, Kubernetes
 from shared.layout import Layout
+from shared.lease import Lease, Timing
 from shared.objects import Pod
 from shared.pod_settings import PodSettings
 from tests.api.mounting import Stage, staged
@@ -120,6 +122,36 @@ async def test_another_configuration_is_for_the_next_publish(stage: Stage, serve
     assert "team" not in pods[first]["metadata"]["labels"]
 
 
+async def test_an_upgrade_takes_the_configuration_of_now(
+    stage: Stage, server: ApiServer, *, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever changed it and asks for an upgrade need not know how often the file is looked at."""
+    monkeypatch.setattr("services.mountpod.configured._PERIOD", 60.0)
+    async with _running(Program(stage, server, configuration=file)):
+        name = await stage.serve()
+        file.write_text("mountPodPatch: [{ceMountImage: 'mount:2'}]")
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(_restarted(stage, name))
+            images = {pod["spec"]["containers"][0]["image"] for pod in await stage.until_pods(2)}
+            asking.cancel()
+    assert images == {"mount:1", "mount:2"}
+
+
+async def test_who_asks_hears_that_the_api_server_is_away(
+    stage: Stage, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Lease is lost then, and nobody else has it: the answer comes from who had it. It goes on afterwards."""
+    monkeypatch.setattr(leading, "Lease", partial(Lease, timing=Timing(duration=3, deadline=2.0, retry=0.3)))
+    async with _running(Program(stage, server)):
+        server.kill()
+        await _until_refused(stage, "the lease mountpod.juicefs.com was lost: ")
+        server.start()
+        async with asyncio.timeout(20):
+            while not await stage.pods():
+                with suppress(NotReady):
+                    await stage.ensure()
+
+
 async def test_a_wrong_configuration_changes_nothing(stage: Stage, server: ApiServer, file: Path) -> None:
     """behaviour.md 7: the one before is kept."""
     file.write_text("mountPodPatch: [{ceMountImage: 'mount:2'}]")
@@ -177,3 +209,23 @@ async def _node(api: Kubernetes) -> AsyncIterator[None]:
     finally:
         for node in (await api.list(NODES))["items"]:
             await api.delete(NODES, node["metadata"]["name"])
+
+
+async def _until_refused(stage: Stage, words: str) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await stage.ensure()
+            except NotReady as refusal:
+                if words in str(refusal):
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def _restarted(stage: Stage, name: str) -> None:
+    """As soon as mountpod knows that the client runs."""
+    while True:
+        with suppress(Busy):
+            await stage.restart(name)
+            return
+        await asyncio.sleep(0.05)

@@ -133,7 +133,7 @@ async def test_a_secret_that_is_missing_and_comes(stage: Stage) -> None:
     """Issue 4, bad input: the message names it; nothing else has to be done."""
     await stage.api.delete(SECRETS, "fs", namespace=stage.name)
     async with stage.leading():
-        with pytest.raises(NotReady, match=f"Secret {stage.name}/fs of PersistentVolume {stage.handle}"):
+        with pytest.raises(NotReady, match=f"{stage.handle}: Secret {stage.name}/fs does not exist"):
             await stage.ensure()
         await stage.make_secret()
         await stage.ensure()

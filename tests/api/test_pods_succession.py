@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.mountpod import pods as pods_module
+from services.mountpod import reconcile
 from services.mountpod import references as references_module
 from services.mountpod.pod_index import FINALIZER
-from shared.api.juicefs.v1 import DescriptorKept, MountIdle, RestartReply, RestartRequest, TargetBound, TargetUnbound
+from shared.api.juicefs.v1 import DescriptorKept, MountIdle, TargetBound, TargetUnbound
 from shared.errors import Busy, DriverError
 from shared.kubernetes import PERSISTENT_VOLUMES, PODS, SECRETS, Kubernetes
 from shared.manifests import MOUNT, pod_name, reference
@@ -149,7 +149,7 @@ async def test_the_last_target_takes_its_client_along(stage: Stage) -> None:
 
 async def test_what_is_left_on_a_node_is_told_to_be_over(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Level-triggered: MountClosed may have been lost, and the node keeps a client's directory until it hears it."""
-    monkeypatch.setattr(pods_module, "_PERIOD", 0.1)
+    monkeypatch.setattr(reconcile, "_PERIOD", 0.1)
     waiting, over = f"{stage.handle}-aaaaaa", f"{stage.handle}-bbbbbb"
     stage.node.devices |= {waiting: "", over: ""}
     stage.node.expected.add(waiting)
@@ -192,7 +192,7 @@ async def test_references_are_written_together(stage: Stage) -> None:
 
 async def test_references_are_mended_from_the_nodes_report(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Level-triggered: an event that was lost, and one that somebody edited. Kubelet's own binds are not among them."""
-    monkeypatch.setattr(pods_module, "_PERIOD", 0.1)
+    monkeypatch.setattr(reconcile, "_PERIOD", 0.1)
     monkeypatch.setattr(references_module, "_BEHIND", 0.05)
     async with stage.leading():
         name = await stage.serve()
@@ -209,7 +209,7 @@ async def test_an_upgrade_replaces_a_pod_in_order(stage: Stage) -> None:
     async with stage.leading():
         name = await stage.serve()
         (old,) = await stage.pods()
-        upgrading = asyncio.create_task(_restart(stage, name))
+        upgrading = asyncio.create_task(stage.restart(name))
         await stage.until_pods(2)
         await stage.kubelet_runs()
         stage.node.leaving.add(name)
@@ -225,7 +225,7 @@ async def test_an_upgrade_whose_pod_cant_start_changes_nothing(stage: Stage) -> 
     """The old client goes on, and the message says so."""
     async with stage.leading():
         name = await stage.serve()
-        upgrading = asyncio.create_task(_restart(stage, name))
+        upgrading = asyncio.create_task(stage.restart(name))
         pods = await stage.until_pods(2)
         new = next(pod for pod in pods if pod["metadata"]["name"] != pod_name("n1", name))
         await stage.kubelet_says(pod=new, **container(phase="Pending", waiting={"reason": "ErrImagePull"}))
@@ -239,7 +239,7 @@ async def test_an_upgrade_that_was_cut_off_goes_on(stage: Stage) -> None:
     """Promise 6: mountpod died when the successor waited already; the next takes it away, and can begin anew."""
     async with stage.leading():
         name = await stage.serve()
-        cut = asyncio.create_task(_restart(stage, name))
+        cut = asyncio.create_task(stage.restart(name))
         await stage.until_pods(2)
     cut.cancel()
     await asyncio.wait({cut})
@@ -250,7 +250,7 @@ async def test_an_upgrade_that_was_cut_off_goes_on(stage: Stage) -> None:
         await stage.until_pods(1)
         await stage.kubelet_ends()
         await until(lambda: len(stage.known()) == 1)
-        again = asyncio.create_task(_restart(stage, name))
+        again = asyncio.create_task(stage.restart(name))
         await stage.until_pods(2)
         await stage.kubelet_runs()
         stage.node.leaving.add(name)
@@ -265,7 +265,7 @@ async def test_an_upgrade_of_what_is_starting_is_refused(stage: Stage) -> None:
     async with stage.leading():
         name = await stage.ensure()
         with pytest.raises(Busy):
-            await _restart(stage, name)
+            await stage.restart(name)
         assert len(await stage.pods()) == 1
 
 
@@ -344,10 +344,6 @@ async def _made_before(stage: Stage, mount: str, *, suffix: str) -> None:
     }
     await stage.api.create(PODS, body, namespace=stage.name)
     await stage.kubelet_runs()
-
-
-async def _restart(stage: Stage, name: str) -> None:
-    await stage.bus.request("juicefs.rpc.mountpod.n1.Restart", RestartRequest(mount=name), RestartReply, timeout=30)
 
 
 async def _other(stage: Stage, old: Object) -> Object:

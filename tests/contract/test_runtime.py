@@ -186,11 +186,11 @@ async def test_one_start_per_back_off_step(stage: Stage) -> None:
 
 
 async def test_a_look_at_nothing_and_at_something(stage: Stage) -> None:
-    """`tidy` and `retry` may be called at any time, and change nothing that is well."""
+    """`look` and `retry` may be called at any time, and change nothing that is well."""
     wanted = stage.wanted()
     async with stage.running() as runtime:
         for _ in range(2):
-            runtime.tidy()
+            runtime.look({})
             runtime.retry()
             await runtime.ensure(wanted)
             await until(lambda: stage.is_mounted(wanted.mount_name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.mountpod.failures import back_off
-from shared.api.juicefs.v1 import EnsureRequest
+from shared.api.juicefs.v1 import EnsureRequest, MountReport
 from shared.errors import Busy, DriverError, NotFound
 from shared.settings import ClientSettings, parse
 
@@ -101,4 +101,4 @@ class FakeRuntime:
     def retry(self) -> None:
         self.retries += 1
 
-    def tidy(self) -> None: ...
+    def look(self, mounts: Mapping[str, MountReport]) -> None: ...
