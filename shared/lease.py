@@ -51,6 +51,11 @@ class Lease:
         """Asked of the clock, so that it is right even after this process was stopped for a while."""
         return _now() < self._leads_until
 
+    @property
+    def is_anothers(self) -> bool:
+        """True if it was somebody else's when we saw it last."""
+        return _holder(self._found) not in {"", self._identity}
+
     async def lead(self, work: Callable[[], Awaitable[None]], *, follows: bool = True) -> None:
         """Wait until we lead, then do `work`; the lease is released when that ends, or this is cancelled.
 
@@ -120,8 +125,7 @@ class Lease:
             await self._look()
         if self._found is None:
             return await self._write(None)
-        holder = _holder(self._found)
-        if holder not in {"", self._identity} and _now() < self._found_at + _duration(self._found):
+        if self.is_anothers and _now() < self._found_at + _duration(self._found):
             return False
         return await self._write(self._found)
 

@@ -92,16 +92,10 @@ async def run(duties: Duties, *, bus: Bus, standing: Callable[[str | None], None
             tasks.create_task(fleet.run_nodes())
             standing(None)
             serve = partial(_serve, fleet, cluster, superseded=superseded, standing=standing)
-            await _lead(lease, serve, is_current=lambda: index.is_current, refuse=partial(_refuse, fleet, bus))
+            await _lead(lease, serve, refuse=partial(_refuse, fleet, bus))
 
 
-async def _lead(
-    lease: Lease,
-    serve: Callable[[], Awaitable[None]],
-    *,
-    is_current: Callable[[], bool],
-    refuse: Callable[[NotReady], list[End]],
-) -> None:
+async def _lead(lease: Lease, serve: Callable[[], Awaitable[None]], *, refuse: Callable[[NotReady], list[End]]) -> None:
     """Serve while the Lease is ours.
 
     When it is lost because the API server is away, nobody else has it: we stay, so that who asks hears what is missing.
@@ -119,7 +113,7 @@ async def _lead(
         try:
             await lease.lead(serve_again, follows=follows)
         except NotReady as error:
-            if is_current():
+            if lease.is_anothers:
                 raise
             _log.warning("not leading while the API server is away", cause=str(error))
             follows = False
