@@ -4,6 +4,8 @@ from typing import Final
 
 # The client of a container: one lock for its life, the hand-over of a client before it, and a loop, since kubelet's
 # own restarts are backed off by minutes. It ends when its mount is gone, or never came.
+# The lock is this shell's alone. When it is killed, the kernel kills the rest of its pid namespace, but one of them may
+# wait for an answer of the mount that nobody serves any more: it holds nothing that the next client needs.
 SCRIPT: Final = r"""
 set -u
 exec 9>>/tmp/alive
@@ -37,7 +39,7 @@ while :; do
     fi
     began=$(date +%s)
     : >/tmp/began
-    setsid "$@" &
+    setsid "$@" 9>&- &
     client=$!
     wait "$client"
     code=$?

@@ -5,17 +5,14 @@ its connection over, and goes on.
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from services.mountpod.cluster import Cluster
-from services.mountpod.failures import Failures
-from services.mountpod.node import NodeService
+from services.mountpod.place import Place
 from services.mountpod.planner import Plan
 from services.mountpod.pod_failure import Failing, stuck
 from services.mountpod.pod_maker import Wish
 from services.mountpod.pod_state import POD_STARTING, State, Verdict, exit_code, restarts, serves, verdict
-from services.mountpod.references import References
 from services.mountpod.replace import let_go, replace_in_order
 from services.mountpod.waiting import Waiting
 from shared.api.juicefs.v1 import ClientExited, ClientStarting, MountClosed, MountFailed, MountReport
@@ -28,17 +25,6 @@ _PREPARE_TIMEOUT: Final = 10.0
 _OVER: Final = {State.EXITED, State.CRASHED, State.ENDED, State.SHORT}
 """Of a client that is used. Kubelet would start an exited one again, but each time later."""
 _WELL: Final = {State.STARTING, State.RUNNING}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What the mounts of one node share. `failures` outlive them: the next try is another mount's."""
-
-    node: str
-    cluster: Cluster
-    service: NodeService
-    references: References
-    failures: Failures
 
 
 class Mount:
@@ -109,7 +95,8 @@ class Mount:
         return self.place.cluster.index.of(self.place.node, self.name)
 
     def living(self) -> list[Pod]:
-        return [pod for pod in self.pods() if verdict(pod).lives]
+        """Those that serve, or may come to that; one that was given up for another does not."""
+        return [pod for pod in self.pods() if verdict(pod).lives and pod.metadata.uid not in self._left]
 
     @property
     def is_over(self) -> bool:
@@ -184,10 +171,18 @@ class Mount:
                 again = f"the client of {self.name} was started anew a moment ago: {found.message or 'try again'}"
                 self.place.failures.add(self.name, NotReady(again))
             await self.place.cluster.maker.delete(pod)
+        elif found.state is State.RUNNING and report.lost:
+            await self._leave_behind(pod)
         elif found.state is State.LEAVING and report.targets and uid not in self._left:
             await self._bring_back(after=uid, is_new=False)
             self._left.add(uid)
             await let_go(self)
+
+    async def _leave_behind(self, pod: Pod) -> None:
+        """Its processes were killed and can't end: one of them waits for its own mount. The next one answers it."""
+        self._left.add(pod.metadata.uid)
+        await self._bring_back(after=pod.metadata.uid, is_new=False)
+        await self.place.cluster.maker.delete(pod)
 
     async def _unstick(self, pod: Pod, found: Verdict) -> None:
         """A successor that Kubernetes can't start: users hear why, and what was corrected since is taken."""

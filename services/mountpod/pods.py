@@ -16,8 +16,9 @@ import structlog
 from services.mountpod.alarms import Alarms
 from services.mountpod.cluster import Cluster
 from services.mountpod.failures import Failures
-from services.mountpod.mount import Mount, Place
+from services.mountpod.mount import Mount
 from services.mountpod.node import NodeService
+from services.mountpod.place import Place
 from services.mountpod.planner import Plan
 from services.mountpod.pod_index import settings_of
 from services.mountpod.recent import Recent

@@ -43,6 +43,8 @@ class Reconcile:
         elif event.service_started is not None:  # the node's, which may have left something half done
             self._runtime.retry()
             self._due.set()
+        elif event.client_lost is not None:
+            self._due.set()
 
     async def run(self) -> None:
         """Look every half minute at what no event told, and when the node service has started; until cancelled."""

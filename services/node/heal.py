@@ -12,6 +12,7 @@ import structlog
 
 from services.node.mounts import Mounts
 from services.node.targets import Targets
+from shared.api.juicefs.v1 import ClientLost
 from shared.errors import DriverError
 from shared.mounttable import MountTable
 
@@ -19,6 +20,9 @@ log = structlog.get_logger()
 
 PERIOD: Final = 5.0
 """Seconds between rounds when nothing changes: every event has a slow twin."""
+LOST: Final = 3.0
+"""Seconds without a client until others are told: most deaths are over by then."""
+_SOON: Final = 1.0
 
 
 class Healer:
@@ -37,6 +41,7 @@ class Healer:
         self._grace = grace
         self._are_copied = are_copied
         self._orphans: dict[str, float] = {}
+        self._alone: dict[str, float] = {}
 
     async def run(self) -> None:
         """Heal until cancelled."""
@@ -45,16 +50,18 @@ class Healer:
         async with self._table.changes() as changed:
             while True:
                 changed.clear()
+                is_due = clock() >= due
+                if is_due:
+                    due = clock() + (_SOON if self._alone.keys() - self._mounts.lost else PERIOD)
                 try:
                     await self._rebind()
-                    if clock() >= due:
-                        due = clock() + PERIOD
+                    if is_due:
                         self._give_up()
                         self._mounts.refetch()
                 except Exception as error:
                     log.exception("healing failed; the next round tries again", exc_info=error)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(PERIOD):
+                    async with asyncio.timeout_at(due):
                         await changed.wait()
 
     async def _rebind(self) -> None:
@@ -67,11 +74,15 @@ class Healer:
                 log.warning("could not heal; the next round tries again", mount=name, error=str(error))
 
     def _give_up(self) -> None:
-        """After the grace an error is better than a hang."""
+        """Tell that a client is lost; after the grace an error is better than a hang."""
         now = asyncio.get_running_loop().time()
-        orphans = {name: self._orphans.get(name, now) for name in self._mounts.orphans()}
-        self._orphans = orphans
-        for name, since in orphans.items():
+        orphans = self._mounts.orphans()
+        self._orphans = {name: self._orphans.get(name, now) for name in orphans}
+        self._alone = {name: self._alone.get(name, now) for name, is_claimed in orphans.items() if not is_claimed}
+        self._mounts.lost = {name for name, since in self._alone.items() if now - since >= LOST}
+        for name in self._mounts.lost:
+            self._mounts.say(ClientLost(), mount=name)
+        for name, since in self._orphans.items():
             if now - since >= self._grace:
                 log.warning("no client came back: its connection is aborted", mount=name, seconds=round(now - since))
                 self._mounts.give_up(name, after=now - since)

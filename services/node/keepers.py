@@ -10,7 +10,7 @@ import betterproto2
 
 from services.node.keeper import Keeper
 from shared import alive
-from shared.api.juicefs.v1 import DescriptorTaken
+from shared.api.juicefs.v1 import DescriptorKept, DescriptorTaken
 from shared.events import Say
 from shared.layout import Layout
 from shared.metrics import Metrics
@@ -28,6 +28,7 @@ class Keepers:
         self._metrics = metrics
         self._keepers: dict[str, Keeper] = {}
         self._lacking: dict[str, float] = {}
+        self._orphaned: set[str] = set()
 
     def open(self, name: str, tasks: asyncio.TaskGroup) -> Keeper:
         """The client's keeper, listening."""
@@ -45,13 +46,18 @@ class Keepers:
         if keeper := self._keepers.pop(name, None):
             keeper.close()
 
-    def orphans(self) -> list[str]:
-        """The mounts whose client is dead, and whose connection we keep open for the next one."""
-        return [
-            name
-            for name, keeper in self._keepers.items()
-            if keeper.holds and not alive.is_alive(self._layout.client(name).alive)
-        ]
+    def orphans(self) -> dict[str, bool]:
+        """The mounts whose client has died, and whose connection we keep open until another one has handed it in.
+
+        True if a client has come for it; that one may fail as well.
+        """
+        found = {}
+        for name, keeper in self._keepers.items():
+            is_claimed = alive.is_alive(self._layout.client(name).alive)
+            if keeper.holds and (name in self._orphaned or not is_claimed):
+                found[name] = is_claimed
+        self._orphaned = set(found)
+        return found
 
     def overdue(self, present: Iterable[str]) -> Iterator[str]:
         """Clients among `present` to ask again, whose descriptor we lack: a fetch may have failed, or come too early.
@@ -70,4 +76,6 @@ class Keepers:
         """What a keeper tells: a descriptor that was taken is a client that was healed."""
         if isinstance(what, DescriptorTaken):
             self._metrics.heals.labels("hand-over").inc()
+        if isinstance(what, DescriptorKept):
+            self._orphaned.discard(name)
         self._say(what, mount=name)

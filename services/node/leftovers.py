@@ -3,14 +3,15 @@
 from contextlib import suppress
 from pathlib import Path
 
+from services.node.bindings import Bindings
 from shared import mounter
 from shared.layout import Layout
 from shared.mounttable import MountTable
 from shared.settings import is_mount_name
 
 
-def adopt(layout: Layout, table: MountTable) -> None:
-    """Clients of an earlier driver, which keeps no directory of theirs where we do."""
+def adopt(layout: Layout, table: MountTable, bindings: Bindings) -> None:
+    """Clients of an earlier driver, which keeps no directory of theirs where we do, and notes no binds."""
     for entry in table.clients():
         name = Path(entry.mount_point).name
         if is_mount_name(name) and entry.mount_point == str(layout.client(name).mount_point):
@@ -18,6 +19,10 @@ def adopt(layout: Layout, table: MountTable) -> None:
             if not client.directory.is_dir():
                 client.directory.mkdir(mode=0o700, parents=True)
                 client.kept.touch(mode=0o600)
+                for bind in table.clients():
+                    is_ours = bool(bindings.name(bind.mount_point))
+                    if bind.device == entry.device and bind.mount_point != entry.mount_point and not is_ours:
+                        bindings.note(bind.mount_point, name)
 
 
 def sweep_points(layout: Layout, table: MountTable) -> None:

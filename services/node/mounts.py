@@ -43,18 +43,18 @@ class Mounts:
         self._layout = layout
         self._table = table
         self._bindings = bindings
-        self._probes = probes
         self._tasks: asyncio.TaskGroup | None = None
         self.restored = asyncio.Event()
-        self.say = say
+        self._probes, self.say = probes, say
         self._keepers = Keepers(layout=layout, say=say, metrics=metrics)
+        self.orphans = self._keepers.orphans
         self._expected: Counter[str] = Counter()
         self._prepared: dict[str, tuple[float, float]] = {}  # when, by our clock, and by that of who asked
-        self.closing: set[str] = set()
+        self.closing, self.lost = set[str](), set[str]()
 
     async def run(self) -> None:
         """Keep the clients' descriptors until cancelled; first fetch those of the clients that outlived us."""
-        adopt(self._layout, self._table)
+        adopt(self._layout, self._table, self._bindings)
         sweep_points(self._layout, self._table)
         async with asyncio.TaskGroup() as self._tasks:
             for name in self.names():
@@ -166,10 +166,6 @@ class Mounts:
         points = {str(self._client(name).mount_point): name for name in self.names() if name not in self.closing}
         return {points[entry.mount_point]: entry for entry in self._table.clients() if entry.mount_point in points}
 
-    def orphans(self) -> list[str]:
-        """The mounts whose client is dead, and whose connection we keep open for the next one."""
-        return self._keepers.orphans()
-
     def refetch(self) -> None:
         """Ask clients again whose descriptor we lack."""
         for name in self._keepers.overdue(self.present()):
@@ -206,9 +202,8 @@ class Mounts:
         covered = {entry.parent_id for entry in table if points_of.get(entry.parent_id) == entry.mount_point}
         for bind in table:
             name = owners.get(bind.device, "")
-            if bind.mount_id in covered:
-                continue
-            if bind.device not in current and bind.mount_point not in points and name in present:
+            is_well = bind.mount_id in covered or bind.device in current or bind.mount_point in points
+            if name in present and not is_well:
                 yield name, bind, present[name]
 
     @contextmanager
@@ -256,7 +251,7 @@ class Mounts:
 
     def report(self) -> list[MountReport]:
         """What is mounted here; what is left of clients that nothing needs any more is removed on the way."""
-        adopt(self._layout, self._table)
+        adopt(self._layout, self._table, self._bindings)
         for name in self.names():
             if self._prepared.get(name, _NEVER)[0] < time.time() - _PREPARED:
                 self._sweep(name)
@@ -267,6 +262,7 @@ class Mounts:
                 device=present[name].device if name in present else "",
                 targets=[bind.mount_point for bind in self._binds(name, table)],
                 expected=bool(self._expected[name]),
+                lost=name in self.lost,
             )
             for name in self.names()
         ]

@@ -8,7 +8,7 @@ import pytest
 from services.mountpod import reconcile
 from services.mountpod import references as references_module
 from services.mountpod.pod_index import FINALIZER
-from shared.api.juicefs.v1 import DescriptorKept, MountIdle, TargetBound, TargetUnbound
+from shared.api.juicefs.v1 import ClientLost, DescriptorKept, MountIdle, TargetBound, TargetUnbound
 from shared.errors import Busy, DriverError
 from shared.kubernetes import PERSISTENT_VOLUMES, PODS, SECRETS, Kubernetes
 from shared.manifests import MOUNT, pod_name, reference
@@ -233,6 +233,21 @@ async def test_an_upgrade_whose_pod_cant_start_changes_nothing(stage: Stage) -> 
             await upgrading
         await stage.kubelet_ends()
         assert (await stage.until_pods(1))[0]["metadata"]["name"] == pod_name("n1", name)
+
+
+async def test_a_client_that_cannot_die_is_left_behind(stage: Stage) -> None:
+    """It was killed while it waited for its own mount: Kubernetes takes it for running, the node knows better."""
+    async with stage.leading():
+        name = await stage.serve()
+        (old,) = await stage.pods()
+        stage.node.lost.add(name)
+        stage.say(ClientLost(), name)
+        new = await _other(stage, old)
+        stage.node.lost.clear()
+        await stage.kubelet_runs()
+        await until(lambda: [pod.metadata.uid for pod in stage.known() if not pod.metadata.deletion_timestamp])
+        assert [pod["metadata"]["uid"] for pod in await stage.until_pods(1)] == [new["metadata"]["uid"]]
+    assert new["metadata"]["name"] == pod_name("n1", name, after=old["metadata"]["uid"])
 
 
 async def test_an_upgrade_that_was_cut_off_goes_on(stage: Stage) -> None:

@@ -86,14 +86,15 @@ class Real:
         if self._table.top(str(point)) is not None:
             mounter.unmount(point)
 
-    def bind(self) -> str:
+    def bind(self, *, is_noted: bool = True) -> str:
         entry = self._table.top(str(self._layout.client(NAME).mount_point))
         assert entry is not None
         target = TargetPath.parse(f"{self._root}/pods/one", root=str(self._root))
         with mounter.open_directory(target, create=True) as directory:
             mounter.bind(entry, directory, read_only=False)
         self._stack.callback(mounter.unmount, str(target))
-        self._bindings.note(str(target), NAME)
+        if is_noted:
+            self._bindings.note(str(target), NAME)
         return str(target)
 
     def expected(self) -> AbstractContextManager[None]:

@@ -145,6 +145,17 @@ async def test_a_client_of_the_driver_before_us_is_adopted(stage: Real, node: No
         assert await node.close(NAME)
 
 
+async def test_binds_of_the_driver_before_us_are_known_when_its_client_is_gone(stage: Real, node: NodeService) -> None:
+    """It noted none: they are found while its mount is there."""
+    point = client(stage).mount_point
+    mounter.make_mount_point(point)
+    with unserved(point):
+        target = stage.bind(is_noted=False)
+        await node.report()
+        mounter.unmount(point)
+        assert (await node.report())[NAME].targets == [target]
+
+
 async def test_mount_points_that_a_reboot_left_are_removed(bus: MemoryBus) -> None:
     """Only empty ones that have a mount's name."""
     if os.geteuid():

@@ -1,6 +1,9 @@
 """Clients that die or are replaced while a workload writes (promises 17 and 18). The longest stall is printed."""
 
+import asyncio
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +12,11 @@ from shared.kubernetes import PODS
 from tests.e2e import driver, machine
 from tests.e2e.case import Case
 from tests.e2e.cluster import SYSTEM, until
+from tests.e2e.objects import Object
 
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(900)]
 KILLS, DELETIONS = 20, 10
+REDIS = {"namespace": "juicefs-e2e", "container": "redis"}
 
 
 async def test_client_killed(case: Case) -> None:
@@ -68,6 +73,31 @@ async def test_secret_deleted_while_mounted(case: Case) -> None:
 
 
 @pytest.mark.alone
+async def test_client_killed_while_it_waits_for_itself(case: Case) -> None:
+    """One of its processes asks the mount when all are killed, and can't end unanswered: another client answers it."""
+    volume = await case.dynamic()
+    await case.writer("anew")
+    device = await _device(case, volume)
+    client = await case.cluster.mount_pod(volume)
+    name = client["metadata"]["name"]
+    path = f"/jfs/{client['metadata']['annotations']['juicefs.com/mount']}/not-there"
+    await case.cluster.exec("deployment/redis", "redis-cli", "client", "pause", "3000", **REDIS)
+    asking = asyncio.create_task(case.cluster.exec(name, "stat", path))
+    await until(
+        lambda: _waits_for_fuse(client), within=3, what="a process of the client's container waits for its mount"
+    )
+    machine.kill(client)
+
+    await until(partial(_is_other, case, volume, client["metadata"]["uid"]), what="the stuck pod gone")
+    report = await case.more(10)
+
+    await asyncio.wait({asking})
+    asking.exception()
+    case.figures.append(f"longest stall {report['longest_ms']} ms")
+    assert await _device(case, volume) == device
+
+
+@pytest.mark.alone
 async def test_upgrade(case: Case) -> None:
     """Another image under a writer with an open handle: no call fails."""
     volume = await case.dynamic()
@@ -99,6 +129,14 @@ async def test_node_service_and_client_killed(case: Case) -> None:
         await case.write("/data/more", "written")
         # The living one, and beneath it the first dead one, through which containers hear of others.
         assert len(await case.cluster.mounts(target)) <= 2
+
+
+async def _waits_for_fuse(pod: Object) -> bool:
+    waits = []
+    for pid in machine.processes(pod):
+        with suppress(OSError):
+            waits.append(Path(f"/proc/{pid}/wchan").read_text())
+    return "request_wait_answer" in waits
 
 
 async def _device(case: Case, volume: str) -> str:

@@ -38,10 +38,10 @@ async def test_nothing_is_left(cluster: Cluster) -> None:
         assert not await cluster.pods(labels="app.kubernetes.io/name=juicefs-mount")
         assert not (await cluster.api.list(SECRETS, labels="juicefs/secret=true"))["items"]
         assert [entry.mount_point for entry in await cluster.mounts()] == []
+        assert await _on_the_bus() == len(await cluster.pods(labels=f"{OURS},app!=juicefs-csi-nats"))
         return True
 
     await until(answer, within=30, what="nothing left")
-    assert await _on_the_bus() == len(await cluster.pods(labels=f"{OURS},app!=juicefs-csi-nats"))
     if cluster.machine:
         kept = [Path("/run/juicefs-csi/clients"), Path("/run/juicefs-csi/targets"), Path("/var/lib/juicefs/volume")]
         assert [str(path) for directory in kept if directory.is_dir() for path in directory.iterdir()] == []

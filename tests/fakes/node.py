@@ -24,6 +24,7 @@ class FakeNode:
         self.targets: dict[str, list[str]] = {}
         self.expected: set[str] = set()
         self.leaving: set[str] = set()
+        self.lost: set[str] = set()
         self.prepared: list[str] = []
         self.released: list[str] = []
         bus.serve("juicefs.rpc.node.n1.Prepare", PrepareRequest, self.prepare)
@@ -63,6 +64,7 @@ class FakeNode:
                     device=self.devices.get(name, ""),
                     targets=self.targets.get(name, []),
                     expected=name in self.expected,
+                    lost=name in self.lost,
                 )
                 for name in sorted(self.names())
             ]

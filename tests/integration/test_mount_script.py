@@ -139,7 +139,7 @@ def test_it_waits_for_the_client_before_it(container: Container) -> None:
 
 
 def test_the_lock_is_held_while_the_client_lives(container: Container) -> None:
-    """Also by the client itself: it outlives the shell."""
+    """From its start to its end."""
     started = container.start()
     until(container.starts)
     with container.file("alive").open("w") as lock, pytest.raises(BlockingIOError):
@@ -148,6 +148,19 @@ def test_the_lock_is_held_while_the_client_lives(container: Container) -> None:
     started.wait()
     with container.file("alive").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_is_left_of_a_killed_container_holds_no_lock(container: Container) -> None:
+    """The kernel kills the rest, too; but one that waits for its own mount ends with the next client."""
+    started = container.start(own_pids=False)
+    until(container.starts)
+    (client,) = children(container.main(started))
+    os.kill(container.main(started), signal.SIGKILL)
+    started.wait()
+    with container.file("alive").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(client, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{client}").exists())
 
 
 def test_who_waits_ends_when_told(container: Container) -> None:

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.node.heal import PERIOD, Healer
+from services.node.heal import LOST, PERIOD, Healer
+from shared.api.juicefs.v1 import ClientLost
 from shared.mounttable import MountEntry, MountTable
 
 pytestmark = pytest.mark.looptime
@@ -20,6 +21,8 @@ class Mounts:
         self.dead: list[str] = []
         self.given_up: dict[str, float] = {}
         self.looks = 0
+        self.lost: set[str] = set()
+        self.told: list[float] = []
         self.is_broken = False
 
     def strays(self) -> Iterator[tuple[str, MountEntry, MountEntry]]:
@@ -28,8 +31,8 @@ class Mounts:
             raise RuntimeError
         return iter(())
 
-    def orphans(self) -> list[str]:
-        return self.dead
+    def orphans(self) -> dict[str, bool]:
+        return dict.fromkeys(self.dead, False)
 
     def give_up(self, name: str, *, after: float) -> None:
         self.dead.remove(name)
@@ -37,6 +40,10 @@ class Mounts:
         assert after >= GRACE
 
     def refetch(self) -> None: ...
+
+    def say(self, what: ClientLost, *, mount: str) -> None:
+        assert mount in self.lost, what
+        self.told.append(asyncio.get_running_loop().time())
 
 
 @pytest.fixture
@@ -67,6 +74,21 @@ async def test_a_client_that_never_comes_back_is_given_up_after_the_grace(mounts
     assert mounts.given_up.keys() == {"a", "b", "late"}
     assert GRACE <= mounts.given_up["a"] <= GRACE + 2 * PERIOD
     assert GRACE * 1.5 <= mounts.given_up["late"] <= GRACE * 1.5 + 2 * PERIOD
+
+
+async def test_others_hear_of_a_client_that_is_lost(mounts: Mounts) -> None:
+    """Not of one that comes back in a moment."""
+    async with healing(mounts):
+        mounts.dead = ["quick"]
+        await asyncio.sleep(PERIOD + 1)
+        mounts.dead = []
+        await asyncio.sleep(PERIOD)
+        assert not mounts.told
+        mounts.dead = ["a"]
+        died = asyncio.get_running_loop().time()
+        await asyncio.sleep(PERIOD + LOST + 1)
+    assert LOST <= mounts.told[0] - died <= PERIOD + LOST
+    assert mounts.lost == {"a"}
 
 
 async def test_one_that_came_back_has_its_whole_grace_again(mounts: Mounts) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from services.node.keeper import Keeper
 from services.node.keepers import Keepers
-from shared.api.juicefs.v1 import DescriptorTaken
+from shared.api.juicefs.v1 import DescriptorKept, DescriptorTaken
 from shared.layout import Layout
 from shared.metrics import Metrics
 
@@ -77,14 +77,16 @@ async def test_what_is_closed_leaves_nothing(scene: Scene, layout: Layout) -> No
 async def test_an_orphan_is_held_and_has_no_client(
     scene: Scene, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its calls wait for the next client: as long as nobody holds the lock of a living one."""
-    scene.open()
-    assert scene.keepers.orphans() == []
+    """Its calls wait until the next client has handed the descriptor in: that one is there does not help them."""
+    keeper = scene.open()
+    assert scene.keepers.orphans() == {}
     monkeypatch.setattr(Keeper, "holds", property(lambda _: True))
-    assert scene.keepers.orphans() == [NAME]
+    assert scene.keepers.orphans() == {NAME: False}
     with layout.client(NAME).alive.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert scene.keepers.orphans() == []
+        assert scene.keepers.orphans() == {NAME: True}
+        keeper._say(DescriptorKept())
+        assert scene.keepers.orphans() == {}
 
 
 async def test_a_client_whose_descriptor_we_lack_is_asked_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ __all__ = (
     "ClientExited",
     "ClientGivenUp",
     "ClientInfo",
+    "ClientLost",
     "ClientReady",
     "ClientStarting",
     "CloseReply",
@@ -82,6 +83,18 @@ class ClientInfo(betterproto2.Message):
 
 
 default_message_pool.register_message("juicefs.v1", "ClientInfo", ClientInfo)
+
+
+@dataclass(eq=False, repr=False)
+class ClientLost(betterproto2.Message):
+    """
+    A client is dead, and no other one has come for some seconds.
+    """
+
+    pass
+
+
+default_message_pool.register_message("juicefs.v1", "ClientLost", ClientLost)
 
 
 @dataclass(eq=False, repr=False)
@@ -287,6 +300,8 @@ class Event(betterproto2.Message):
         27, betterproto2.TYPE_MESSAGE, optional=True, group="what"
     )
 
+    client_lost: "ClientLost | None" = betterproto2.field(28, betterproto2.TYPE_MESSAGE, optional=True, group="what")
+
 
 default_message_pool.register_message("juicefs.v1", "Event", Event)
 
@@ -370,6 +385,11 @@ class MountReport(betterproto2.Message):
     expected: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
     """
     A publish is between its Ensure and its bind.
+    """
+
+    lost: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    Its client is dead, and no other one has come for some seconds.
     """
 
 
