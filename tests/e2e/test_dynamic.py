@@ -1,5 +1,7 @@
 """Claims that become volumes (behaviour.md 12, with its names)."""
 
+from functools import partial
+
 import pytest
 
 from shared.kubernetes import PERSISTENT_VOLUMES
@@ -73,7 +75,7 @@ async def test_delete_pvc(case: Case) -> None:
     await case.delete_claim("data")
 
     await case.holds(without=[f"/{volume}"])
-    assert await case.cluster.is_gone(PERSISTENT_VOLUMES, volume)
+    await until(partial(case.cluster.is_gone, PERSISTENT_VOLUMES, volume), what="its volume gone")
 
 
 async def test_reclaim_policy_retain(case: Case) -> None:

@@ -83,9 +83,7 @@ async def test_client_killed_while_it_waits_for_itself(case: Case) -> None:
     path = f"/jfs/{client['metadata']['annotations']['juicefs.com/mount']}/not-there"
     await case.cluster.exec("deployment/redis", "redis-cli", "client", "pause", "3000", **REDIS)
     asking = asyncio.create_task(case.cluster.exec(name, "stat", path))
-    await until(
-        lambda: _waits_for_fuse(client), within=3, what="a process of the client's container waits for its mount"
-    )
+    await until(lambda: _waits_for_fuse(client), within=3, what="it waits for its own mount")
     machine.kill(client)
 
     await until(partial(_is_other, case, volume, client["metadata"]["uid"]), what="the stuck pod gone")

@@ -200,7 +200,7 @@ async def test_pod_resource_err(case: Case) -> None:
 
 async def test_delete_delay(case: Case) -> None:
     """The mount pod waits for its next user, who cancels its end, and then as long again."""
-    volume = await case.dynamic({"juicefs/mount-delete-delay": "15s"})
+    volume = await case.dynamic({"juicefs/mount-delete-delay": "30s"})
     await case.running()
     before = await case.cluster.mount_pod(volume)
     await case.delete()
@@ -211,7 +211,7 @@ async def test_delete_delay(case: Case) -> None:
     await case.delete()
     await until(lambda: _is_due(case, volume), within=10, what="the mount pod says when it will go")
 
-    await case.unused(volume, within=40)
+    await case.unused(volume, within=60)
 
 
 async def _is_due(case: Case, volume: str, *, wanted: bool = True) -> bool:
