@@ -23,6 +23,7 @@ A client that is a pod has its directory as /tmp, so its own sockets and `alive`
 <run> is on a tmpfs: it is gone after a reboot, as the mounts are.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,10 +77,13 @@ class Client:
             path.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove what a pod's client left in its /tmp, and the mark that keeps it; a directory in it stays."""
+        """Remove what a client left in its /tmp, and the mark that keeps it; a directory stays unless it is empty."""
         for path in sorted(self.directory.iterdir(), key=lambda path: path == self.kept):
             if path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)
+            else:
+                with suppress(OSError):
+                    path.rmdir()
 
     @property
     def kept(self) -> Path:

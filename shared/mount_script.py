@@ -21,7 +21,7 @@ if [ -n "$CSI_FORMAT" ] && [ ! -e /tmp/formatted ]; then
 fi
 # A connection is carried on by a client of the same file system alone.
 [ ! -e /tmp/address ] || [ "$(cat /tmp/address)" = "$CSI_META_URL" ] || { echo 'another file system'; exit 76; }
-printf '%s' "$CSI_META_URL" >/tmp/address
+[ -e /tmp/address ] || { printf '%s' "$CSI_META_URL" >/tmp/address.new && mv /tmp/address.new /tmp/address; } || exit
 clean() {
     uuid=$(/usr/local/bin/juicefs config "$CSI_META_URL" 2>/dev/null |
         sed -n 's/.*"UUID": "\([0-9a-f-]\{36\}\)".*/\1/p')

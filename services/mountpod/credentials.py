@@ -4,7 +4,6 @@ The bus carries only their digest, so whatever is read is checked against it: a 
 client's, is never used.
 """
 
-import os
 import re
 import time
 from collections.abc import Collection
@@ -18,6 +17,7 @@ from shared.errors import InvalidRequest, NotReady
 from shared.filesystem import Filesystem, credentials_digest
 from shared.layout import Client as ClientPaths
 from shared.layout import Layout
+from shared.private_file import write_private
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SPOOL_AGE: Final = 600.0
@@ -69,16 +69,3 @@ class Credentials:
         if not isinstance(secrets, dict) or credentials_digest(secrets) != digest:
             raise NotReady("the credentials of this publish are not in the run directory: publish again")
         return secrets, content
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a 0600 file that is seen whole or not at all."""
-    draft = draft_of(path)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    draft.replace(path)
-
-
-def draft_of(path: Path) -> Path:
-    """Where `write_private` writes before the file is seen."""
-    return path.with_name(f"{path.name}.new")

@@ -21,7 +21,7 @@ from typing import Final
 import orjson
 
 from services.mountpod.client_log import ClientLog
-from services.mountpod.credentials import Credentials, draft_of, write_private
+from services.mountpod.credentials import Credentials
 from services.mountpod.node import NodeService
 from services.mountpod.supervisor import Supervisor, is_supervisor
 from shared import alive
@@ -30,6 +30,7 @@ from shared.filesystem import Filesystem
 from shared.formatting import ensure_formatted
 from shared.juicefs import Juicefs
 from shared.layout import Client as ClientPaths
+from shared.private_file import draft_of, write_private
 from shared.settings import ClientSettings
 
 _PREPARE_TIMEOUT: Final = 10.0

@@ -1,7 +1,6 @@
 """Finds the client that serves a publication: the one that runs here, or a new one asked of mountpod."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,11 +19,14 @@ from shared.errors import CommandFailed, NotReady
 from shared.filesystem import credentials_digest
 from shared.layout import Layout
 from shared.mounttable import MountEntry, MountTable
+from shared.private_file import write_private
 from shared.settings import shared_context
 
 ASK_TIMEOUT: Final = 10.0
 ASK_AGAIN: Final = 1.0
 """Seconds until mountpod is asked again for a client whose mount does not appear: it may have been restarted."""
+_REMEMBERED: Final = 60.0
+"""Seconds that a failure is kept for who waits; a publish waits for less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,9 @@ class Clients:
         A mountpod that has just started knows nothing of what was asked before; nor does one that closes the mount.
         """
         if event.mount_failed is not None:
-            self._failed[event.mount] = (time.monotonic(), event.mount_failed)
+            now = time.monotonic()
+            self._failed = {name: one for name, one in self._failed.items() if one[0] > now - _REMEMBERED}
+            self._failed[event.mount] = now, event.mount_failed
             self._table.nudge()
         elif event.service_started is not None or event.mount_closed is not None:
             self._changes += 1
@@ -151,10 +155,7 @@ class Clients:
         """Put the secrets where mountpod takes them: a 0600 file on a tmpfs, seen whole or not at all."""
         path = self._layout.credentials(wanted.credentials)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{id(wanted):x}")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(orjson.dumps(dict(wanted.secrets)))
-        draft.replace(path)
+        write_private(path, orjson.dumps(dict(wanted.secrets)))
 
     async def _appears(self, name: str, wanted: Wanted, *, since: float, is_asked: bool) -> MountEntry:
         """Wait for the client's mount: the kernel says when it is there, mountpod if it never will be."""

@@ -134,17 +134,16 @@ class Keeper:
         """
         for path in self._client.own_sockets:
             with suppress(OSError, TimeoutError):
-                await self._ask(path, gives_back=False)
-                return self.holds
+                return await self._ask(path, gives_back=False)
         return False
 
-    async def _ask(self, path: Path, *, gives_back: bool) -> None:
+    async def _ask(self, path: Path, *, gives_back: bool) -> bool:
         """The client gives its copy away; it takes it back with our answer, or is told that we keep it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(0)
             connection.connect(str(path))
             if not _is_own(connection):
-                return
+                return False
             async with asyncio.timeout(_ANSWER_TIMEOUT):
                 setup, descriptors = await _receive(connection)
             with_fuse = [descriptor for descriptor in descriptors if mounter.is_fuse_device(descriptor)]
@@ -157,6 +156,7 @@ class Keeper:
             for descriptor in descriptors:
                 if descriptor != self._descriptor:
                     os.close(descriptor)
+            return bool(descriptors) and self._descriptor in descriptors
 
 
 def _listen(path: Path) -> socket.socket:

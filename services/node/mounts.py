@@ -21,6 +21,7 @@ from shared.events import Say
 from shared.layout import Client, Layout
 from shared.metrics import Metrics
 from shared.mounttable import MountEntry, MountTable
+from shared.private_file import write_private
 from shared.settings import is_mount_name
 from shared.threads import in_thread
 
@@ -108,8 +109,7 @@ class Mounts:
                 self._take_off(entry)
             for path in (client.address, client.resume):
                 path.unlink(missing_ok=True)
-        client.kept.write_text(identity)
-        client.kept.chmod(0o600)
+        write_private(client.kept, identity.encode())
 
     async def release(self, name: str) -> None:
         """Take the descriptor of a client that leaves, and note what the next one needs to go on with what is open.

@@ -32,7 +32,7 @@ from shared.api.csi.v1 import (
     VolumeUsageUnit,
 )
 from shared.domain import TargetPath, require_text
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest, NotFound, NotReady
 from shared.filesystem import Filesystem
 from shared.metrics import Metrics
 from shared.mounttable import MountTable
@@ -121,13 +121,16 @@ class NodeService(NodeBase):
         if entry is None or not entry.is_juicefs:
             raise unpublished
         health = self._metrics.path_health.labels(*_health_labels(volume_id, path))
-        health.set(0)
         try:
             size = await self._probes.ask(entry)
         except Unmounted:
             raise unpublished from None
         except DeadMount as error:
+            health.set(0)
             return NodeGetVolumeStatsResponse(volume_condition=VolumeCondition(abnormal=True, message=str(error)))
+        except NotReady:
+            health.set(0)
+            raise
         health.set(1)
         return NodeGetVolumeStatsResponse(
             usage=_usage(size), volume_condition=VolumeCondition(abnormal=False, message="the client answers")

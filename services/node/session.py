@@ -11,6 +11,7 @@ import orjson
 
 from shared.errors import NotReady
 from shared.mounttable import MountEntry
+from shared.private_file import write_private
 from shared.threads import in_thread
 
 _PATIENCE: Final = 3.0
@@ -39,10 +40,7 @@ class Session:
 
     def write(self, path: Path) -> None:
         """Two lines, seen whole or not at all."""
-        draft = path.with_suffix(".draft")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(f"{self.number}\n{self.state}\n")
-        draft.replace(path)
+        write_private(path, f"{self.number}\n{self.state}\n".encode())
 
 
 async def read_session(entry: MountEntry) -> Session:
