@@ -71,8 +71,8 @@ def nats_server(*options: str) -> Iterator[NatsServer]:
     """A running server; nothing is left of it afterwards."""
     with tempfile.TemporaryDirectory(prefix="nats-") as store:
         server = NatsServer(Path(store), *options)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop()

@@ -13,6 +13,7 @@ from services.controller.leading import Duties
 from shared.kubernetes import LEASES, PERSISTENT_VOLUMES, Kubernetes
 from tests.api.claiming import Stage, eventually, staged
 from tests.api_server import ApiServer
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,7 +59,7 @@ async def test_one_of_two_works_and_the_other_takes_over(stage: Stage, server: A
             await eventually(partial(_is_led_by, stage, "second"))
         await stage.volume(await stage.claim("b"))
         assert await leader(stage) == "second"
-    assert len(stage.said) == 6
+        await until(lambda: len(stage.said) == 6)
 
 
 async def _is_led_by(stage: Stage, identity: str) -> bool:

@@ -13,6 +13,7 @@ from shared.errors import NotReady
 from shared.kubernetes import CLAIMS, NODES, PERSISTENT_VOLUMES, SECRETS, Kind, Kubernetes
 from tests.api.claiming import MARK, Stage, counted, eventually, staged
 from tests.api_server import ApiServer
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 FINALIZER = "external-provisioner.volume.kubernetes.io/finalizer"
@@ -486,7 +487,7 @@ async def test_a_class_that_comes_with_its_claim_is_seen_at_once(served: Stage) 
         name, _ = await asyncio.gather(served.claim(f"c{number}", spec=spec), later)
         await served.volume(name)
 
-    assert served.said == [VolumeCreated(capacity_bytes=GIB)] * 10
+    await until(lambda: served.said == [VolumeCreated(capacity_bytes=GIB)] * 10)
 
 
 async def test_many_claims_at_once(served: Stage) -> None:

@@ -70,6 +70,8 @@ async def case(cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterato
     await kubectl("create", "namespace", case.namespace)
     started = time.time()
     yield case
-    if request.node.stash.get(FAILED, []):
-        print(await diagnose(case, since=started))
-    await case.close()
+    try:
+        if request.node.stash.get(FAILED, []):
+            print(await diagnose(case, since=started))
+    finally:
+        await case.close()

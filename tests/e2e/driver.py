@@ -66,8 +66,8 @@ async def ready(cluster: Cluster, *apps: str, within: float = 60.0) -> None:
 async def configured(cluster: Cluster, *patches: Object, **rest: Any) -> AsyncIterator[None]:
     """`mountPodPatch` of the driver's configuration while inside, seen by every replica of mountpod."""
     before = (await cluster.api.get(CONFIG_MAPS, _CONFIG, namespace=SYSTEM))["data"]["config.yaml"]
-    await _configure(cluster, json.dumps({"mountPodPatch": patches, **rest}))
     try:
+        await _configure(cluster, json.dumps({"mountPodPatch": patches, **rest}))
         yield
     finally:
         await _configure(cluster, before)
@@ -90,8 +90,8 @@ async def _reads(cluster: Cluster, name: str, text: str) -> bool:
 @asynccontextmanager
 async def without_bus(cluster: Cluster) -> AsyncIterator[None]:
     """NATS is away while inside."""
-    await _scale_bus(cluster, 0)
     try:
+        await _scale_bus(cluster, 0)
         yield
     finally:
         await _scale_bus(cluster, 1)

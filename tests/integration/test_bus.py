@@ -46,9 +46,8 @@ async def stored(server: NatsServer, node: str) -> list[str]:
         streams = client.jetstream()
         found = await streams.pull_subscribe(f"juicefs.event.mountpod.{node}.>", stream=events.STREAM)
         volumes: list[str] = []
-        with suppress(nats_py.errors.TimeoutError):
-            while True:
-                volumes += [Event.parse(message.data).volume_id for message in await found.fetch(1000, timeout=0.3)]
+        while count := (await found.consumer_info()).num_pending:
+            volumes += [Event.parse(message.data).volume_id for message in await found.fetch(count, timeout=5)]
         return volumes
 
 

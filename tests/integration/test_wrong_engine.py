@@ -107,8 +107,14 @@ def redis(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "redis.sock"
     argv = ["redis-server", "--port", "0", "--unixsocket", str(path), "--requirepass", "p@s/s%41", "--save", ""]
     with subprocess.Popen(argv, executable=program, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
-        yield path
-        server.terminate()
+        try:
+            deadline = time.monotonic() + 10
+            while not path.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield path
+        finally:
+            server.terminate()
 
 
 async def test_redis_refuses_another_password(tmp_path: Path, redis: Path) -> None:
