@@ -188,12 +188,13 @@ class Case:
         return points.pop()
 
     async def described(self, kind: str, name: str, *words: str, within: float = 60.0) -> None:
-        """`kubectl describe` shows all of these words."""
+        """`kubectl describe` shows all of these words among the events."""
 
         async def shows() -> bool:
             text = await kubectl("describe", kind, name, "--namespace", self.namespace)
-            missing = [word for word in words if word not in text]
-            assert not missing, f"{missing} not in {text[text.find('Events:') :]}"
+            events = text.rpartition("\nEvents:")[2]
+            missing = [word for word in words if word not in events]
+            assert not missing, f"{missing} not in {events}"
             return True
 
         await until(shows, within=within, what=f"{words} in kubectl describe {kind} {name}")

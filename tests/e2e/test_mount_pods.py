@@ -88,10 +88,12 @@ async def test_mountpod_recreated(case: Case) -> None:
     volume = await case.dynamic()
     await case.running()
     before = await case.referenced(volume, 1)
+    await case.write("/data/before", "written")
     await kubectl("delete", "pod", "--namespace", SYSTEM, before["metadata"]["name"], "--wait=false")
     await case.cluster.mount_pod(volume, but=before["metadata"]["uid"])
 
     await case.running("other")
+    assert await case.exec("cat", "/data/before") == await case.exec("cat", "/data/before", pod="other") == "written"
     after = await case.referenced(volume, 2)
 
     assert after["metadata"]["labels"]["juicefs-hash"] == before["metadata"]["labels"]["juicefs-hash"]

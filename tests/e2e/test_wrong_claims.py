@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shared.kubernetes import PERSISTENT_VOLUMES
 from tests.e2e import objects
 from tests.e2e.case import Case
 
@@ -46,6 +47,8 @@ async def test_refused_claim(case: Case, name: str) -> None:
     await case.pending_claim(**wrong.spec)
 
     await case.described("pvc", "data", "ProvisioningFailed", *wrong.words)
+    volumes = (await case.cluster.api.list(PERSISTENT_VOLUMES))["items"]
+    assert case.namespace not in [volume["spec"].get("claimRef", {}).get("namespace") for volume in volumes]
 
 
 async def test_storage_class_without_secrets(case: Case) -> None:
@@ -78,12 +81,12 @@ async def test_secret_of_claim_missing(case: Case) -> None:
 
 
 MALFORMED: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
-    "no name": ({"name": None}, ("name",)),
-    "no engine": ({"metaurl": None}, ("metaurl",)),
+    "no name": ({"name": None}, ("secret key name is empty",)),
+    "no engine": ({"metaurl": None}, ("secret key metaurl is empty",)),
     "engine unreachable": ({"metaurl": "redis://127.0.0.1:1/1"}, ("META_UNREACHABLE",)),
     "no such host": ({"metaurl": "redis://nowhere.invalid/1"}, ("META_UNREACHABLE", "nowhere.invalid")),
     "wrong password": ({"metaurl": f"redis://:wrong@{objects.REDIS}/1"}, ("META_AUTH",)),
-    "wrong name": ({"name": "Not A Name"}, ("name",)),
+    "wrong name": ({"name": "Not A Name"}, ("secret key name",)),
 }
 
 

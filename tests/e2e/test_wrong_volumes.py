@@ -6,12 +6,12 @@ from tests.e2e import objects
 from tests.e2e.case import Case
 
 MALFORMED: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
-    "no name": ({"name": None}, ("name",)),
-    "no engine": ({"metaurl": None}, ("metaurl",)),
+    "no name": ({"name": None}, ("secret key name is empty",)),
+    "no engine": ({"metaurl": None}, ("secret key metaurl is empty",)),
     "engine unreachable": ({"metaurl": "redis://127.0.0.1:1/1"}, ("META_UNREACHABLE",)),
     "wrong password": ({"metaurl": f"redis://:wrong@{objects.REDIS}/1"}, ("META_AUTH",)),
-    "envs": ({"envs": "[1]"}, ("envs",)),
-    "format options": ({"format-options": "compress="}, ("format-options",)),
+    "envs": ({"envs": "[1]"}, ("secret key envs",)),
+    "format options": ({"format-options": "compress="}, ("secret key format-options",)),
 }
 
 
