@@ -117,7 +117,7 @@ async def play_here(line: Timeline) -> None:
         await Story(line=line, machine=LocalMachine(driver=driver, bus=bus), orchestrator=csi).tell()
     line.title("Afterwards")
     with line.step("look for what is left") as checked:
-        left = driver.leftovers() + ([str(driver.base)] if driver.base.exists() else [])
+        left = driver.left + driver.leftovers() + ([str(driver.base)] if driver.base.exists() else [])
         if left:
             raise CheckFailed(f"left behind: {', '.join(left)}")
         checked.append("no process, no mount, no file")

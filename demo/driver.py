@@ -46,7 +46,10 @@ def free_port() -> int:
 
 @dataclass(kw_only=True)
 class Driver:
-    """Processes, sockets and directories below `base`; `node` is the name of this machine on the bus."""
+    """Processes, sockets and directories below `base`; `node` is the name of this machine on the bus.
+
+    `left` is what the services had left when all of them had ended, before anything was swept.
+    """
 
     base: Path
     node: str = "local"
@@ -54,6 +57,7 @@ class Driver:
     nats_port: int = field(default_factory=free_port)
     health_ports: dict[str, int] = field(default_factory=dict)
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
 
     @property
     def layout(self) -> Layout:
@@ -226,6 +230,7 @@ async def local_driver(*services: str, grace: float = 60.0) -> AsyncIterator[Dri
 
 def _remove(driver: Driver) -> None:
     """Delete the directory, once nothing is mounted below it: never a file of a file system."""
+    driver.left = driver.leftovers()
     driver.sweep()
     if not driver.leftovers():
         shutil.rmtree(driver.base, ignore_errors=True)
