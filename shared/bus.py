@@ -238,9 +238,9 @@ class Bus:
             self._answers.create_task(_unsubscribe(wanted.live))
 
     async def _prepare(self, client: Client) -> None:
+        self._prepared = client  # what is wanted from here on is subscribed beside these
         for wanted in list(self._subscriptions):
             await self._subscribe(client, wanted)
-        self._prepared = client
 
     async def _subscribe(self, client: Client, wanted: _Wanted) -> None:
         with suppress(nats.errors.ConnectionClosedError):  # the next connection gets it

@@ -28,6 +28,7 @@ RETRY: Final = 0.5  # seconds
 PATIENCE: Final = 4  # seconds without an answer from the server, until it counts as away
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+")  # of a subject
 _BEAT: Final = 2.0  # seconds between two questions whether it is there
+_PREPARING: Final = 30.0  # seconds
 _CLOSING: Final = 1.0  # seconds
 _ENDING: Final = 2.5  # seconds for the end of what was cancelled, last words included
 
@@ -138,7 +139,8 @@ class Connection:
 
         try:
             await self._connect(client, closed)
-            await self.prepare(client)
+            async with asyncio.timeout(_PREPARING):
+                await self.prepare(client)
             await cancellable(client.flush(PATIENCE))
             self.client, self._lost, self._is_away = client, lost, False
             async with asyncio.TaskGroup() as tasks:

@@ -119,11 +119,16 @@ class Clients:
                 is_known = bool(name) and self._mounts.mounted(name) is not None
                 if not is_known:
                     name = await self._ask(wanted)
-                with self._mounts.expect(name):
-                    entry = await self._appears(name, wanted, since=asked_at, is_asked=not is_known)
-                    self._known[wanted.inputs] = name
-                    self._answers.note(wanted.inputs, name)
-                    yield entry
+                while True:
+                    with self._mounts.expect(name):
+                        found = await self._appears(name, wanted, since=asked_at, is_asked=not is_known)
+                        if isinstance(found, str):
+                            name, is_known = found, False
+                            continue
+                        self._known[wanted.inputs] = name
+                        self._answers.note(wanted.inputs, name)
+                        yield found
+                        return
         except TimeoutError:
             raise NotReady(f"the client of volume {wanted.volume_id} is not ready after {timeout:.0f} s") from None
 
@@ -157,8 +162,11 @@ class Clients:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, orjson.dumps(dict(wanted.secrets)))
 
-    async def _appears(self, name: str, wanted: Wanted, *, since: float, is_asked: bool) -> MountEntry:
-        """Wait for the client's mount: the kernel says when it is there, mountpod if it never will be."""
+    async def _appears(self, name: str, wanted: Wanted, *, since: float, is_asked: bool) -> MountEntry | str:
+        """Wait for the client's mount: the kernel says when it is there, mountpod if it never will be.
+
+        Another client's name if mountpod says by now that that one is to serve: the configuration has changed.
+        """
         changes = self._changes
         async with self._table.changes() as changed:
             while True:
@@ -170,7 +178,8 @@ class Clients:
                 self._raise_failure(name, since=since)
                 if not is_asked or changes != self._changes:
                     changes, is_asked = self._changes, True
-                    await self._ask(wanted)
+                    if (answer := await self._ask(wanted)) != name:
+                        return answer
                 try:
                     async with asyncio.timeout(ASK_AGAIN):
                         await changed.wait()

@@ -1,17 +1,27 @@
 """What the node remembers of the clients that mountpod named."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from services.node.answers import Answers
-from services.node.clients import Clients
-from shared.api.juicefs.v1 import Event, MountClosed, MountSuperseded, ServiceStarted, TargetBound
+from services.node.clients import Clients, Wanted
+from shared.api.juicefs.v1 import (
+    EnsureReply,
+    EnsureRequest,
+    Event,
+    MountClosed,
+    MountSuperseded,
+    ServiceStarted,
+    TargetBound,
+)
 from shared.layout import Layout
 from shared.mounttable import MountTable
 from tests.fakes.bus import MemoryBus
 
 NAME = "pvc-1-abcdef"
+MOUNTED = object()
 
 
 @pytest.fixture
@@ -21,14 +31,29 @@ def layout(tmp_path: Path) -> Layout:
     return found
 
 
-def clients(layout: Layout) -> Clients:
-    """That remembers one for the inputs `i`; nothing here looks at mounts."""
-    nothing = object()
+class Mounts:
+    """One client is mounted, and answers."""
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+
+    def mounted(self, name: str) -> object:
+        return MOUNTED if name == self._name else None
+
+    def expect(self, _: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def is_dead(self, _: object) -> bool:
+        return False
+
+
+def clients(layout: Layout, mounts: Mounts | None = None) -> Clients:
+    """That remembers one for the inputs `i`."""
     found = Clients(
         layout=layout,
         table=MountTable(),
-        mounts=nothing,  # type: ignore[arg-type]
-        probes=nothing,  # type: ignore[arg-type]
+        mounts=mounts or Mounts(),  # type: ignore[arg-type]
+        probes=mounts or Mounts(),  # type: ignore[arg-type]
         bus=MemoryBus(),
         node="n1",
     )
@@ -60,6 +85,22 @@ def test_what_runs_is_remembered(layout: Layout, event: Event) -> None:
     found = clients(layout)
     found.hear(event)
     assert found._known == {"i": NAME}
+
+
+async def test_who_waits_goes_on_with_the_client_of_now(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration changes while a publish waits: mountpod starts another one, and the first never comes."""
+    monkeypatch.setattr("services.node.clients.ASK_AGAIN", 0.01)
+    answers = iter(["pvc-1-first", NAME])
+
+    async def ensure(_: EnsureRequest) -> EnsureReply:
+        return EnsureReply(mount=next(answers))
+
+    found = clients(layout, mounts=Mounts(NAME))
+    found._bus.serve("juicefs.rpc.mountpod.n1.Ensure", EnsureRequest, ensure)
+    wanted = Wanted(volume_id="v", context={}, mount_options=(), secrets={})
+    async with found.find(wanted, timeout=5) as entry:
+        assert entry == MOUNTED
+    assert found._known[wanted.inputs] == NAME
 
 
 def test_answers_outlive_the_node_service(layout: Layout) -> None:
