@@ -66,7 +66,7 @@ class Bus:
         self._answers: asyncio.TaskGroup | None = None
         # There is a node service on every machine, and none of them is to touch the past of the others.
         self._outbox = Outbox(metrics=self._metrics, keeps_stream=service != "node")
-        self._was_connected = False
+        self.connections = 0  # so far: between two of them events may have been missed
 
     @property
     def is_connected(self) -> bool:
@@ -256,9 +256,9 @@ class Bus:
 
     async def _work(self, client: Client) -> None:
         _log.info("connected to NATS", server=str(self._connection.address))
-        if self._was_connected:
+        if self.connections:
             self._metrics.bus_reconnects.inc()
-        self._was_connected = True
+        self.connections += 1
         await self._outbox.empty_into(client)
 
 

@@ -80,6 +80,7 @@ class Clients:
         self._subject = f"juicefs.rpc.mountpod.{node}.Ensure"
         self._answers = Answers(layout)
         self._known: dict[str, str] = {}
+        self._connection = bus.connections
         self._failed: dict[str, tuple[float, MountFailed]] = {}
         self._changes = 0
 
@@ -113,6 +114,8 @@ class Clients:
             NotReady: mountpod is away, or the client needs longer than `timeout` seconds.
         """
         asked_at = time.monotonic()
+        if self._connection != self._bus.connections:  # what mountpod said meanwhile was not heard
+            self._connection, self._known = self._bus.connections, {}
         try:
             async with asyncio.timeout(timeout):
                 name = self._known.get(wanted.inputs, "")

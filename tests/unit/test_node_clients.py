@@ -103,6 +103,23 @@ async def test_who_waits_goes_on_with_the_client_of_now(layout: Layout, monkeypa
     assert found._known[wanted.inputs] == NAME
 
 
+async def test_after_a_silence_mountpod_is_asked_again(layout: Layout) -> None:
+    """What it said while NATS was away was not heard (promise 19)."""
+    asked: list[str] = []
+
+    async def ensure(request: EnsureRequest) -> EnsureReply:
+        asked.append(request.volume_id)
+        return EnsureReply(mount=NAME)
+
+    found = clients(layout, mounts=Mounts(NAME))
+    found._bus.serve("juicefs.rpc.mountpod.n1.Ensure", EnsureRequest, ensure)
+    for silences in (0, 0, 1, 1):
+        found._bus.connections = silences
+        async with found.find(Wanted(volume_id="v", context={}, mount_options=(), secrets={}), timeout=5):
+            pass
+    assert asked == ["v", "v"]
+
+
 def test_answers_outlive_the_node_service(layout: Layout) -> None:
     """Promise 8: with mountpod away a publish finds the client that ran before; not one that has ended."""
     answers = Answers(layout)
