@@ -81,6 +81,15 @@ class ApiServer:
         """The API server, as a machine that loses power."""
         self._end("kube-apiserver", signal.SIGKILL)
 
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """No API server while inside."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
     def close(self) -> None:
         for name in ("kube-apiserver", "etcd"):
             self._end(name, signal.SIGKILL)

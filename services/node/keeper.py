@@ -138,7 +138,7 @@ class Keeper:
         return False
 
     async def _ask(self, path: Path, *, gives_back: bool) -> bool:
-        """The client gives its copy away; it takes it back with our answer, or is told that we keep it."""
+        """The client gives its copy away; it takes it back with our answer, or is told that we keep it: then True."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(0)
             connection.connect(str(path))
@@ -156,7 +156,7 @@ class Keeper:
             for descriptor in descriptors:
                 if descriptor != self._descriptor:
                     os.close(descriptor)
-            return bool(descriptors) and self._descriptor in descriptors
+            return self._descriptor in descriptors
 
 
 def _listen(path: Path) -> socket.socket:

@@ -52,9 +52,9 @@ class Keepers:
         True if a client has come for it; that one may fail as well.
         """
         found = {}
-        for name, keeper in self._keepers.items():
+        for name in [name for name, keeper in self._keepers.items() if keeper.holds]:
             is_claimed = alive.is_alive(self._layout.client(name).alive)
-            if keeper.holds and (name in self._orphaned or not is_claimed):
+            if name in self._orphaned or not is_claimed:
                 found[name] = is_claimed
         self._orphaned = set(found)
         return found

@@ -38,9 +38,8 @@ async def api(server: ApiServer) -> AsyncIterator[Kubernetes]:
 @pytest.fixture
 def away(server: ApiServer) -> Iterator[None]:
     """While the API server is away."""
-    server.kill()
-    yield
-    server.start()
+    with server.killed():
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The pods of all nodes: who leads, which nodes there are, and a configuration that changes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -144,7 +144,7 @@ async def test_who_asks_hears_that_the_api_server_is_away(
     """The Lease is lost then, and nobody else has it: the answer comes from who had it. It goes on afterwards."""
     monkeypatch.setattr(leading, "Lease", partial(Lease, timing=Timing(duration=3, deadline=2.0, retry=0.3)))
     async with _running(Program(stage, server)):
-        with server.silent() if how == "is silent" else _killed(server):
+        with server.silent() if how == "is silent" else server.killed():
             await _until_refused(stage, "the lease mountpod.juicefs.com was lost: ")
         async with asyncio.timeout(20):
             while not await stage.pods():
@@ -229,12 +229,3 @@ async def _restarted(stage: Stage, name: str) -> None:
             await stage.restart(name)
             return
         await asyncio.sleep(0.05)
-
-
-@contextmanager
-def _killed(server: ApiServer) -> Iterator[None]:
-    server.kill()
-    try:
-        yield
-    finally:
-        server.start()

@@ -122,16 +122,6 @@ async def real(bus: MemoryBus) -> AsyncIterator[Real]:
             await asyncio.wait({running})
 
 
-@pytest.fixture
-def bus() -> MemoryBus:
-    return MemoryBus()
-
-
-@pytest.fixture
-def node(bus: MemoryBus) -> NodeService:
-    return NodeService(bus=bus, node="n1")
-
-
 @pytest.fixture(params=["real", "fake"])
 async def stage(request: pytest.FixtureRequest, bus: MemoryBus) -> AsyncIterator[Stage]:
     if request.param == "fake":

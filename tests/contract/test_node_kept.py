@@ -22,16 +22,6 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def bus() -> MemoryBus:
-    return MemoryBus()
-
-
-@pytest.fixture
-def node(bus: MemoryBus) -> NodeService:
-    return NodeService(bus=bus, node="n1")
-
-
-@pytest.fixture
 async def stage(bus: MemoryBus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Real]:
     """Nothing that was prepared is recent."""
     monkeypatch.setattr(mounts_module, "_PREPARED", -1.0)

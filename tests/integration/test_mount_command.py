@@ -17,9 +17,10 @@ from services.mountpod.service import MountpodService
 from shared.bus import Bus
 from shared.errors import DriverError, InUse
 from shared.settings import parse
-from tests.fakes.runtime import START, FakeRuntime
+from tests.fakes.runtime import FakeRuntime
 from tests.integration.test_tap import saying
 from tests.nats_server import NatsServer
+from tests.waiting import until
 
 COMMAND = Path(sys.prefix) / "bin" / "juicefs-csi-mount"
 
@@ -52,7 +53,7 @@ class Cluster:
         for volume in ("a", "b"):
             settings = parse(volume_id=f"{volume}-{self.mark}", context={}, mount_options=[], credentials="c")
             await runtime.ensure(settings)
-        await asyncio.sleep(2 * START)
+        await until(lambda: all(map(runtime.is_mounted, runtime.clients())))
 
     def mounts(self, node: str) -> list[str]:
         return sorted(self.nodes[node].clients())
