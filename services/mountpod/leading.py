@@ -127,7 +127,7 @@ def _refuse(fleet: Fleet, bus: Bus, why: NotReady) -> list[End]:
     """Say why to whoever asks, for whatever node."""
 
     async def refuse(_: EnsureRequest | RestartRequest) -> EnsureReply:
-        raise why
+        raise why.with_traceback(None)  # it is raised again and again, and would keep every frame
 
     kinds: dict[str, type[EnsureRequest | RestartRequest]] = {"Ensure": EnsureRequest, "Restart": RestartRequest}
     return [
