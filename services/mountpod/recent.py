@@ -21,6 +21,7 @@ class Recent(Generic[K, T]):
         task = self._asked.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception() or not fits(task.result()))):
             task = self._asked[key] = asyncio.ensure_future(_awaited(ask))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may have left
             asyncio.get_running_loop().call_later(_FRESH, self._forget, key, task)
         return await asyncio.shield(task)
 

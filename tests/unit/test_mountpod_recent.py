@@ -1,6 +1,7 @@
 """A crowd that asks the same is one question."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -50,6 +51,18 @@ async def test_an_error_is_not_kept() -> None:
         await recent.get("v", source.ask, fits=lambda _: True)
     source.error = None
     assert await recent.get("v", source.ask, fits=lambda _: True) == 2
+
+
+async def test_an_error_that_nobody_waits_for_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """All publishes had given up when it came: asyncio has nothing to complain about."""
+    source, recent = Source(), Recent[str, int]()
+    source.error = ValueError()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await recent.get("v", source.ask, fits=lambda _: True)
+    await asyncio.sleep(2.0)
+    gc.collect()
+    assert not caplog.records
 
 
 async def test_who_leaves_takes_the_answer_from_nobody() -> None:
